@@ -1,0 +1,168 @@
+"""The tree of errors: whose fault each one is, in words that say what to do next.
+
+No gRPC here: ``wire/status.py`` maps this tree to status codes, in one table.
+
+ConnectorServiceError
+├── OperatorError                  the operator's to mend: start-up stops with ``exit_code``
+│   ├── ConfigError                a setting is unknown, malformed or contradicts another
+│   ├── StartupError               the service could not start with valid settings
+│   └── PluginError                a plugin could not be loaded and --strict is on
+├── AuthorError                    the connector author's: its class or registration is wrong
+│   └── DuplicateConnectorError    two connectors want one task category
+├── CallError                      the caller's: this call cannot be answered as asked
+│   ├── ConnectorNotFoundError     nobody registered the task category
+│   ├── InvalidRequestError        a field is missing, malformed or out of order
+│   ├── InvalidMetaError           the resource meta is not one of this connector's
+│   ├── UnsupportedOperationError  the connector has no such operation
+│   ├── WrongKindError             a sync call on an async connector, or the reverse
+│   └── DeadlineError              the caller's time is up
+├── ConnectorFault                 the connector's code failed in a way nobody foresaw: a bug
+├── SecretNotFoundError            no secret of that name in the environment or the files
+└── BackendError                   raised by connectors, their text goes to the caller
+    ├── InvalidInputError          the user's: the task's inputs or template are wrong
+    ├── PermanentError             retrying cannot help
+    ├── TransientError             retrying may help
+    └── GoneError                  the remote job no longer exists
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "AuthorError",
+    "BackendError",
+    "CallError",
+    "ConfigError",
+    "ConnectorFault",
+    "ConnectorNotFoundError",
+    "ConnectorServiceError",
+    "DeadlineError",
+    "DuplicateConnectorError",
+    "GoneError",
+    "InvalidInputError",
+    "InvalidMetaError",
+    "InvalidRequestError",
+    "OperatorError",
+    "PermanentError",
+    "PluginError",
+    "SecretNotFoundError",
+    "StartupError",
+    "TransientError",
+    "UnsupportedOperationError",
+    "WrongKindError",
+]
+
+
+class ConnectorServiceError(Exception):
+    """The root: catch it to catch everything this package raises on purpose."""
+
+
+class OperatorError(ConnectorServiceError):
+    """Something the operator must mend before the service can run."""
+
+    exit_code = 2
+
+
+class ConfigError(OperatorError):
+    """A setting is unknown, malformed or contradicts another."""
+
+
+class StartupError(OperatorError):
+    """The settings are valid and the service still could not start."""
+
+    exit_code = 3
+
+
+class PluginError(StartupError):
+    """A plugin could not be loaded, and ``--strict`` makes that fatal."""
+
+
+class AuthorError(ConnectorServiceError, ValueError):
+    """A connector's class or its registration is wrong; the author mends it."""
+
+
+class DuplicateConnectorError(AuthorError):
+    """Two connectors want one task category and neither said ``override=True``."""
+
+
+class CallError(ConnectorServiceError):
+    """This call cannot be answered as asked; the text is safe to show the caller."""
+
+
+class ConnectorNotFoundError(CallError, LookupError):
+    """Nobody registered the task category (or the connector name) that was asked for."""
+
+    def __init__(self, wanted: str, known: Iterable[str]) -> None:
+        """Name what was wanted and, shortened, what there is."""
+        super().__init__(f"No connector for {wanted}; registered: {_shorten(known)}.")
+
+
+class InvalidRequestError(CallError, ValueError):
+    """A field of the request is missing, malformed or out of order."""
+
+
+class InvalidMetaError(InvalidRequestError):
+    """The resource meta is not one that this connector wrote."""
+
+
+class UnsupportedOperationError(CallError, NotImplementedError):
+    """The connector does not implement this optional operation."""
+
+
+class WrongKindError(CallError, TypeError):
+    """A sync call reached an async connector, or the reverse."""
+
+
+class DeadlineError(CallError, TimeoutError):
+    """The caller's deadline passed before the connector answered."""
+
+
+class ConnectorFault(ConnectorServiceError):  # noqa: N818 - a fault, not an error of ours
+    """The connector's code failed with something it never announced.
+
+    ``__cause__`` holds what it raised, for the log; the caller sees only its type.
+    """
+
+
+class SecretNotFoundError(ConnectorServiceError, ValueError):
+    """No secret of that name in the environment or the secret files."""
+
+
+class BackendError(ConnectorServiceError):
+    """What a connector raises to speak to the caller: its text is shown, redacted and cut.
+
+    ``code`` is a short word for programs (``QuotaExceeded``); it defaults to the class name.
+    """
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        """Take the sentence for people and the code for programs."""
+        super().__init__(message)
+        self.code = code or type(self).__name__.removesuffix("Error")
+
+
+class InvalidInputError(BackendError, ValueError):
+    """The task's inputs, template or configuration are wrong; its user mends them."""
+
+
+class PermanentError(BackendError):
+    """The backend refused for good; trying again cannot help."""
+
+
+class TransientError(BackendError):
+    """The backend is busy, restarting or out of reach; trying again may help."""
+
+
+class GoneError(BackendError):
+    """The remote job no longer exists at the backend."""
+
+
+def _shorten(names: Iterable[str], most: int = 20) -> str:
+    listed = sorted(names)
+    if not listed:
+        return "none"
+    more = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {more} more" if more > 0 else "")
