@@ -1,0 +1,35 @@
+"""What connector authors use, and all that a built-in connector may import beside the errors."""
+
+from __future__ import annotations
+
+from connector_service.codec.literals import from_literal_map, to_literal, to_literal_map, to_python
+from connector_service.sdk.connector import AsyncConnectorBase, ConnectorBase, SyncConnectorBase
+from connector_service.sdk.registry import ConnectorRegistry, Registry
+from connector_service.sdk.resource import (
+    Phase,
+    Resource,
+    ResourceMeta,
+    TaskCategory,
+    convert_to_flyte_phase,
+    is_terminal_phase,
+)
+from connector_service.sdk.secrets import get_connector_secret
+
+__all__ = [
+    "AsyncConnectorBase",
+    "ConnectorBase",
+    "ConnectorRegistry",
+    "Phase",
+    "Registry",
+    "Resource",
+    "ResourceMeta",
+    "SyncConnectorBase",
+    "TaskCategory",
+    "convert_to_flyte_phase",
+    "from_literal_map",
+    "get_connector_secret",
+    "is_terminal_phase",
+    "to_literal",
+    "to_literal_map",
+    "to_python",
+]

@@ -1,0 +1,118 @@
+"""The base classes that connector authors subclass, in the shape flytekit gave them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from connector_service.errors import ConfigError
+from connector_service.sdk.resource import ResourceMeta, TaskCategory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flyteidl.admin.agent_pb2 import TaskExecutionMetadata
+    from flyteidl.core.literals_pb2 import LiteralMap
+    from flyteidl.core.tasks_pb2 import TaskTemplate
+
+__all__ = ["AsyncConnectorBase", "ConnectorBase", "SyncConnectorBase"]
+
+
+class ConnectorBase(ABC):
+    """A connector for one task category.
+
+    ``name`` is what people see; it defaults to the class's name. Any method may be ``async def``
+    or plain ``def``: plain ones run on threads, so they may block. Arguments that a method
+    neither names nor takes as ``**kwargs`` are not passed to it.
+    """
+
+    name: str = "Base Connector"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__ and not any(
+            "name" in base.__dict__ for base in cls.__mro__[1:] if base.__module__ != __name__
+        ):
+            cls.name = cls.__name__
+
+    def __init__(self, task_type_name: str, task_type_version: int = 0, **kwargs: Any) -> None:
+        """Take the task category; further keywords are ignored, as upstream does."""
+        self._task_category = TaskCategory(task_type_name, task_type_version)
+
+    @property
+    def task_category(self) -> TaskCategory:
+        """The task type and version that this connector serves."""
+        return self._task_category
+
+    def configure(self, options: Mapping[str, Any]) -> None:
+        """Take the operator's ``[connectors.<task type>.options]``, once, before the first call.
+
+        Raises:
+            ConfigError: An option is unknown or malformed. This default knows none.
+        """
+        if options:
+            raise ConfigError(
+                f"[connectors.{self.task_category.name}.options]: {self.name} takes no options,"
+                f" got {', '.join(sorted(options))}."
+            )
+
+
+class AsyncConnectorBase(ConnectorBase):
+    """A connector whose jobs run elsewhere: create one, poll it, delete it."""
+
+    def __init__(self, metadata_type: type[ResourceMeta] = ResourceMeta, **kwargs: Any) -> None:
+        """Take the class that this connector's resource meta decodes to, and the category."""
+        super().__init__(**kwargs)
+        self._metadata_type = metadata_type
+
+    @property
+    def metadata_type(self) -> type[ResourceMeta]:
+        """The dataclass that identifies a job of this connector."""
+        return self._metadata_type
+
+    @abstractmethod
+    def create(
+        self,
+        task_template: TaskTemplate,
+        output_prefix: str,
+        inputs: LiteralMap | None,
+        task_execution_metadata: TaskExecutionMetadata | None,
+        **kwargs: Any,
+    ) -> Any:
+        """Start a job and return the ``ResourceMeta`` that identifies it.
+
+        The client delivers at least once: the same ``output_prefix`` may come again.
+        """
+
+    @abstractmethod
+    def get(self, resource_meta: Any, **kwargs: Any) -> Any:
+        """Return the ``Resource``: the job's phase now, and its outputs once it succeeded."""
+
+    @abstractmethod
+    def delete(self, resource_meta: Any, **kwargs: Any) -> Any:
+        """Stop the job; a missing, finished or already deleted one is fine. Keep its results."""
+
+    def get_metrics(self, resource_meta: Any, **kwargs: Any) -> Any:
+        """Return a ``GetTaskMetricsResponse``; optional."""
+        raise NotImplementedError
+
+    def get_logs(self, resource_meta: Any, **kwargs: Any) -> Any:
+        """Return or yield ``GetTaskLogsResponse`` messages; optional.
+
+        Bodies first, then one header with the next page's token, omitted on the last page.
+        """
+        raise NotImplementedError
+
+
+class SyncConnectorBase(ConnectorBase):
+    """A connector that answers within the call: ask a model, look a value up."""
+
+    @abstractmethod
+    def do(
+        self,
+        task_template: TaskTemplate,
+        output_prefix: str,
+        inputs: LiteralMap | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Do the work and return its ``Resource``, in a terminal phase."""

@@ -1,0 +1,117 @@
+"""One method of one connector, inspected once: how it runs and which arguments it takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from connector_service.errors import AuthorError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from connector_service.sdk.connector import ConnectorBase
+
+__all__ = ["ARGUMENTS", "Method", "Operation", "Style", "inspect_methods"]
+
+
+class Operation(StrEnum):
+    """What can be asked of a connector, and of the service about its connectors."""
+
+    CREATE = "create"
+    GET = "get"
+    DELETE = "delete"
+    GET_METRICS = "get_metrics"
+    GET_LOGS = "get_logs"
+    DO = "do"
+    DESCRIBE = "describe"
+    LIST = "list"
+
+
+class Style(StrEnum):
+    """How a method's code is run."""
+
+    COROUTINE = "coroutine"
+    ASYNC_GENERATOR = "async generator"
+    GENERATOR = "generator"
+    PLAIN = "plain"
+
+
+# What the service can pass to each operation; a method gets those that it can take.
+ARGUMENTS: Mapping[Operation, tuple[str, ...]] = {
+    Operation.CREATE: ("task_template", "output_prefix", "inputs", "task_execution_metadata"),
+    Operation.GET: ("resource_meta", "output_prefix"),
+    Operation.DELETE: ("resource_meta",),
+    Operation.GET_METRICS: ("resource_meta", "queries", "start_time", "end_time", "step"),
+    Operation.GET_LOGS: ("resource_meta", "lines", "token"),
+    Operation.DO: ("task_template", "output_prefix", "inputs", "task_execution_metadata"),
+}
+_OPTIONAL = (Operation.GET_METRICS, Operation.GET_LOGS)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A bound method with everything about it that never changes."""
+
+    operation: Operation
+    function: Callable[..., Any]
+    style: Style
+    takes: tuple[str, ...]
+
+
+def inspect_methods(connector: ConnectorBase, base: type) -> dict[Operation, Method]:
+    """Inspect every operation that ``connector`` implements beyond its abstract ``base``.
+
+    Raises:
+        AuthorError: A method demands an argument that the service never passes.
+    """
+    methods = {}
+    for operation in ARGUMENTS:
+        function = getattr(connector, operation, None)
+        if function is None or not callable(function):
+            continue
+        own = getattr(type(connector), operation, None)
+        if operation in _OPTIONAL and own is not None and own is getattr(base, operation, None):
+            continue
+        methods[operation] = Method(
+            operation, function, _style(function), _takes(connector, operation, function)
+        )
+    return methods
+
+
+def _style(function: Callable[..., Any]) -> Style:
+    if inspect.iscoroutinefunction(function):
+        return Style.COROUTINE
+    if inspect.isasyncgenfunction(function):
+        return Style.ASYNC_GENERATOR
+    if inspect.isgeneratorfunction(function):
+        return Style.GENERATOR
+    return Style.PLAIN
+
+
+def _takes(
+    connector: ConnectorBase, operation: Operation, function: Callable[..., Any]
+) -> tuple[str, ...]:
+    offered = ARGUMENTS[operation]
+    parameters = inspect.signature(function).parameters.values()
+    named = {
+        parameter.name
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if parameter.default is parameter.empty and (
+            parameter.name not in offered or parameter.kind is parameter.POSITIONAL_ONLY
+        ):
+            raise AuthorError(
+                f"{type(connector).__name__}.{operation} demands {parameter.name!r}, which the"
+                f" service never passes; it can take {', '.join(offered)}, or give it a default."
+            )
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return offered
+    return tuple(name for name in offered if name in named)

@@ -1,0 +1,244 @@
+"""Who serves which task category: an owned ``Registry``, and the class-level door to one."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import threading
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flyteidl.admin import agent_pb2
+
+from connector_service.errors import (
+    AuthorError,
+    ConnectorNotFoundError,
+    DuplicateConnectorError,
+)
+from connector_service.sdk.connector import AsyncConnectorBase, ConnectorBase, SyncConnectorBase
+from connector_service.sdk.method import Method, Operation, inspect_methods
+from connector_service.sdk.resource import TaskCategory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+__all__ = ["ConnectorRegistry", "Registration", "Registry", "registering_into"]
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """One connector under its category, with its methods inspected."""
+
+    connector: ConnectorBase
+    category: TaskCategory
+    methods: Mapping[Operation, Method]
+    is_sync: bool
+    override: bool = False
+
+
+class Registry:
+    """Connectors by task category: check first, change after, refuse duplicates.
+
+    Reading is lock-free and safe from any thread: a change replaces the maps, never edits them.
+    """
+
+    def __init__(self) -> None:
+        self._by_category: Mapping[TaskCategory, Registration] = {}
+        self._agents: Mapping[str, agent_pb2.Agent] = {}
+        self._changing = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._by_category)
+
+    def __iter__(self) -> Iterator[Registration]:
+        return iter(self._by_category.values())
+
+    def __contains__(self, category: object) -> bool:
+        return category in self._by_category
+
+    def register(self, connector: ConnectorBase, override: bool = False) -> None:
+        """Serve ``connector``'s task category with it.
+
+        Raises:
+            AuthorError: It is no connector, or one of its methods cannot be called as we call.
+            DuplicateConnectorError: The category is taken and ``override`` is False.
+        """
+        self.update([_inspect(connector, override)])
+
+    def update(self, registrations: Sequence[Registration]) -> None:
+        """Add all of ``registrations`` or, when one is refused, none.
+
+        Raises:
+            DuplicateConnectorError: As ``register``.
+        """
+        with self._changing:
+            merged = dict(self._by_category)
+            for new in registrations:
+                holder = merged.get(new.category)
+                if holder and holder.connector is not new.connector and not new.override:
+                    raise DuplicateConnectorError(
+                        f"Duplicate connector for task type {_spoken(new.category)}:"
+                        f" {new.connector.name!r} was refused, {holder.connector.name!r} has it;"
+                        f" disable one, or register with override=True."
+                    )
+                merged[new.category] = new
+            self._replace(merged)
+
+    def select(self, *, enable: Sequence[str] = (), disable: Sequence[str] = ()) -> list[str]:
+        """Keep only the task types that ``enable`` matches and ``disable`` does not.
+
+        Patterns have the shell's ``*`` and ``?``; an empty ``enable`` matches all. Returns the
+        patterns that matched no task type, which are most likely misspelt.
+        """
+        with self._changing:
+            names = {category.name for category in self._by_category}
+            idle = [p for p in (*enable, *disable) if not fnmatch.filter(names, p)]
+            self._replace(
+                {
+                    category: registration
+                    for category, registration in self._by_category.items()
+                    if (not enable or _matches(category.name, enable))
+                    and not _matches(category.name, disable)
+                }
+            )
+        return idle
+
+    def resolve(self, category: TaskCategory) -> Registration:
+        """Return the registration of ``category``.
+
+        Raises:
+            ConnectorNotFoundError: Nobody registered it; it names what is registered.
+        """
+        try:
+            return self._by_category[category]
+        except KeyError:
+            raise ConnectorNotFoundError(
+                f"task type {_spoken(category)}",
+                (f"{known.name} v{known.version}" for known in self._by_category),
+            ) from None
+
+    def get_connector(self, task_type_name: str, task_type_version: int = 0) -> ConnectorBase:
+        """Return the connector of a task category; raises as ``resolve``."""
+        return self.resolve(TaskCategory(task_type_name, task_type_version)).connector
+
+    def get_connector_metadata(self, name: str) -> agent_pb2.Agent:
+        """Return what the client may know of the connector called ``name``.
+
+        Raises:
+            ConnectorNotFoundError: No connector has that name.
+        """
+        try:
+            return self._agents[name]
+        except KeyError:
+            raise ConnectorNotFoundError(f"name {name!r}", self._agents) from None
+
+    def list_connectors(self) -> list[agent_pb2.Agent]:
+        """Return one message a connector name, in a stable order."""
+        return list(self._agents.values())
+
+    def _replace(self, by_category: Mapping[TaskCategory, Registration]) -> None:
+        ordered = {category: by_category[category] for category in sorted(by_category)}
+        self._agents = _describe(ordered.values())
+        self._by_category = ordered
+
+
+class ConnectorRegistry:
+    """The class-level door that Flyte users know, to the process's default ``Registry``.
+
+    While the service loads a plugin, the door leads to that plugin's own staging registry.
+    """
+
+    @staticmethod
+    def register(connector: ConnectorBase, override: bool = False) -> None:
+        """Register; see ``Registry.register``."""
+        _current.get().register(connector, override)
+
+    @staticmethod
+    def get_connector(task_type_name: str, task_type_version: int = 0) -> ConnectorBase:
+        """Look up; see ``Registry.get_connector``."""
+        return _current.get().get_connector(task_type_name, task_type_version)
+
+    get_agent = get_connector
+
+    @staticmethod
+    def get_connector_metadata(name: str) -> agent_pb2.Agent:
+        """Describe one; see ``Registry.get_connector_metadata``."""
+        return _current.get().get_connector_metadata(name)
+
+    @staticmethod
+    def list_connectors() -> list[agent_pb2.Agent]:
+        """Describe all; see ``Registry.list_connectors``."""
+        return _current.get().list_connectors()
+
+
+_default = Registry()
+_current: ContextVar[Registry] = ContextVar("connector_registry", default=_default)
+
+
+@contextlib.contextmanager
+def registering_into(registry: Registry) -> Iterator[None]:
+    """Lead ``ConnectorRegistry`` to ``registry`` for the code that runs inside."""
+    token = _current.set(registry)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _inspect(connector: object, override: bool) -> Registration:
+    if isinstance(connector, type) and issubclass(connector, ConnectorBase):
+        raise AuthorError(
+            f"{connector.__name__} is a class; register an instance: {connector.__name__}()."
+        )
+    if isinstance(connector, SyncConnectorBase):
+        base: type[ConnectorBase] = SyncConnectorBase
+    elif isinstance(connector, AsyncConnectorBase):
+        base = AsyncConnectorBase
+    else:
+        raise AuthorError(
+            f"{type(connector).__name__} is no connector; subclass AsyncConnectorBase or"
+            f" SyncConnectorBase."
+        )
+    category = getattr(connector, "_task_category", None)
+    if category is None or not category.name:
+        raise AuthorError(
+            f"{type(connector).__name__} has no task type; call"
+            f" super().__init__(task_type_name=...) in its __init__."
+        )
+    return Registration(
+        connector,
+        category,
+        inspect_methods(connector, base),
+        base is SyncConnectorBase,
+        override,
+    )
+
+
+def _describe(registrations: Iterable[Registration]) -> dict[str, agent_pb2.Agent]:
+    """Group by name and kind: one name with both kinds is listed as two connectors."""
+    grouped: dict[tuple[str, bool], list[TaskCategory]] = {}
+    for registration in registrations:
+        key = (registration.connector.name, registration.is_sync)
+        grouped.setdefault(key, []).append(registration.category)
+    agents = {}
+    for (name, is_sync), categories in grouped.items():
+        unique = f"{name} (sync)" if is_sync and (name, False) in grouped else name
+        agents[unique] = agent_pb2.Agent(
+            name=unique,
+            is_sync=is_sync,
+            supported_task_types=list(dict.fromkeys(category.name for category in categories)),
+            supported_task_categories=[
+                agent_pb2.TaskCategory(name=category.name, version=category.version)
+                for category in categories
+            ],
+        )
+    return agents
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _spoken(category: TaskCategory) -> str:
+    return f"{category.name!r} version {category.version}"

@@ -1,0 +1,244 @@
+"""What a job is called, what identifies it, and what is known of it.
+
+Names, signatures and bytes are those of flytekit's ``base_connector``, so that a connector and
+its jobs in flight move here by changing one import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+
+import msgspec
+from flyteidl.admin import agent_pb2
+from flyteidl.core.execution_pb2 import TaskExecution, TaskLog
+from flyteidl.core.literals_pb2 import LiteralMap
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
+
+from connector_service.codec.literals import to_literal_map
+from connector_service.errors import AuthorError, InvalidMetaError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flyteidl.core.interface_pb2 import Variable
+
+__all__ = [
+    "Phase",
+    "Resource",
+    "ResourceMeta",
+    "TaskCategory",
+    "convert_to_flyte_phase",
+    "is_terminal_phase",
+]
+
+Phase: TypeAlias = TaskExecution.Phase
+
+_TERMINAL = frozenset(
+    (
+        TaskExecution.SUCCEEDED,
+        TaskExecution.FAILED,
+        TaskExecution.ABORTED,
+        TaskExecution.RETRYABLE_FAILED,
+    )
+)
+
+_PHASE_OF_STATE: dict[str, Phase] = {
+    "failed": TaskExecution.FAILED,
+    "timeout": TaskExecution.FAILED,
+    "timedout": TaskExecution.FAILED,
+    "canceled": TaskExecution.FAILED,
+    "cancelled": TaskExecution.FAILED,
+    "skipped": TaskExecution.FAILED,
+    "internal_error": TaskExecution.RETRYABLE_FAILED,
+    "done": TaskExecution.SUCCEEDED,
+    "succeeded": TaskExecution.SUCCEEDED,
+    "success": TaskExecution.SUCCEEDED,
+    "completed": TaskExecution.SUCCEEDED,
+    "running": TaskExecution.RUNNING,
+    "terminating": TaskExecution.RUNNING,
+    "pending": TaskExecution.INITIALIZING,
+}
+
+
+class TaskCategory(NamedTuple):
+    """A task type and its version: the key under which a connector is found."""
+
+    name: str
+    version: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}_v{self.version}"
+
+
+@dataclass
+class ResourceMeta:
+    """The bytes that identify a remote job; subclass it as a dataclass.
+
+    The client keeps these bytes in its own state and logs them, so no secret belongs here.
+    """
+
+    def encode(self) -> bytes:
+        """Encode as the JSON object that flytekit writes, byte for byte."""
+        return json.dumps(dataclasses.asdict(self)).encode("utf-8")
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Decode ``encode``'s bytes, of this release, an older or a newer one, or flytekit's.
+
+        Unknown fields are ignored and missing ones take their default, so neither an upgrade
+        nor a roll-back strands a job.
+
+        Raises:
+            InvalidMetaError: The bytes are no JSON object, lack a field without a default, or
+                hold a value of the wrong type.
+        """
+        try:
+            return _decoder(cls)(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise InvalidMetaError(
+                f"The resource meta is not a {cls.__name__}: {_first_line(error)}"
+            ) from None
+
+
+@dataclass
+class Resource:
+    """What is known of a job: its phase and, once it ended, its outputs.
+
+    ``outputs`` None leaves the outputs unset, so the client reads
+    ``<output_prefix>/outputs.pb``; an empty dict is set and empty, and the client writes that.
+    """
+
+    phase: Phase
+    message: str | None = None
+    log_links: Sequence[TaskLog] | None = None
+    outputs: LiteralMap | Mapping[str, Any] | None = None
+    custom_info: Mapping[str, Any] | None = None
+
+    def to_flyte_idl(
+        self, output_variables: Mapping[str, Variable] | None = None
+    ) -> agent_pb2.Resource:
+        """Build the Flyte 1 message; ``output_variables`` are the declared ones, if known.
+
+        Raises:
+            CodecError: An output has no literal form; the path to the value is named.
+            AuthorError: ``custom_info`` is not JSON.
+        """
+        return agent_pb2.Resource(
+            phase=self.phase,
+            message=self.message,
+            log_links=self.log_links,
+            outputs=self._literal_map(output_variables),
+            custom_info=_to_struct(self.custom_info) if self.custom_info else None,
+        )
+
+    @classmethod
+    def from_flyte_idl(cls, message: agent_pb2.Resource) -> Self:
+        """Read the Flyte 1 message back; outputs stay a ``LiteralMap``."""
+        return cls(
+            phase=message.phase,
+            message=message.message,
+            log_links=list(message.log_links),
+            outputs=message.outputs if message.HasField("outputs") else None,
+            custom_info=(
+                json_format.MessageToDict(message.custom_info)
+                if message.HasField("custom_info")
+                else None
+            ),
+        )
+
+    def _literal_map(self, variables: Mapping[str, Variable] | None) -> LiteralMap | None:
+        if self.outputs is None or isinstance(self.outputs, LiteralMap):
+            return self.outputs
+        return to_literal_map(self.outputs, variables, path="outputs")
+
+
+def convert_to_flyte_phase(state: str) -> Phase:
+    """Translate a backend's word for a job's state (``done``, ``PENDING``) into a phase.
+
+    Raises:
+        ValueError: The word is unknown; as flytekit does.
+    """
+    try:
+        return _PHASE_OF_STATE[state.lower()]
+    except KeyError:
+        raise ValueError(
+            f"Unrecognized state: {state}; known: {', '.join(sorted(_PHASE_OF_STATE))}."
+        ) from None
+
+
+def is_terminal_phase(phase: Phase) -> bool:
+    """Tell whether a job in this phase has ended: succeeded, failed, aborted or retryable."""
+    return phase in _TERMINAL
+
+
+@functools.cache
+def _decoder(cls: type[ResourceMeta]) -> Callable[[bytes], Any]:
+    """Build the decoder of one meta class once: typed where msgspec knows the types."""
+    try:
+        typed = msgspec.json.Decoder(cls, dec_hook=_take_as_is)
+    except (TypeError, NameError):
+        # A field of a type msgspec has no rule for, or an annotation that does not resolve.
+        return functools.partial(_decode_untyped, cls)
+
+    def decode(data: bytes) -> object:
+        try:
+            return typed.decode(data)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            # Python's JSON has NaN and Infinity, and flytekit writes them; msgspec refuses them.
+            return msgspec.convert(json.loads(data), cls, dec_hook=_take_as_is)
+
+    return decode
+
+
+def _decode_untyped(cls: type[ResourceMeta], data: bytes) -> object:
+    values = json.loads(data)
+    if not isinstance(values, dict):
+        raise ValueError(f"Expected a JSON object, got {type(values).__name__}")
+    known = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    missing = [
+        name
+        for name, field in known.items()
+        if name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ValueError(f"Object missing required field {missing[0]}")
+    return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def _take_as_is(_expected: type, value: object) -> object:
+    return value
+
+
+def _to_struct(info: Mapping[str, Any]) -> Struct:
+    struct = Struct()
+    try:
+        json_format.ParseDict(_plain(info), struct)
+    except (json_format.ParseError, TypeError, ValueError) as error:
+        raise AuthorError(f"custom_info is not JSON: {_first_line(error)}.") from None
+    return struct
+
+
+def _plain(value: Any) -> Any:
+    """Replace what a Struct cannot carry: non-finite numbers become their names."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].replace("`", "")
