@@ -1,0 +1,442 @@
+"""Plain data to Python objects: what a literal decoded to, as the type that the caller wants.
+
+Accepts every form in which either SDK writes a type: an enum by value (flytekit) or by name
+(flyte), a timedelta as seconds (dataclasses) or ISO 8601 text (pydantic), an int that went through
+a protobuf Struct and came back a float, a tuple as a list or as flyte's ``item_0`` map.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import decimal
+import enum
+import pathlib
+import types
+import typing
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from connector_service.codec.flatten import is_namedtuple, is_pydantic
+from connector_service.codec.values import (
+    Blob,
+    LiteralError,
+    Schema,
+    StructuredDataset,
+    Trouble,
+    type_name,
+)
+
+__all__ = ["build", "duration", "is_union", "moment", "strip", "unfit", "whole"]
+
+
+def build(value: Any, wanted: Any) -> Any:  # noqa: PLR0911 - one line per kind of type
+    """Turn plain data (or what a literal already decoded to) into the wanted Python type."""
+    wanted = strip(wanted)
+    if wanted is Any or wanted is object or isinstance(wanted, typing.TypeVar):
+        return value
+    if wanted is None or wanted is types.NoneType:
+        if value is None:
+            return None
+        raise unfit(value, wanted)
+    exact = _EXACT.get(wanted)
+    if exact is not None:
+        return exact(value)
+    if is_union(wanted):
+        return _build_union(value, wanted)
+    origin = typing.get_origin(wanted)
+    if origin is typing.Literal:
+        if any(value == choice and type(value) is type(choice) for choice in wanted.__args__):
+            return value
+        raise unfit(value, wanted)
+    if origin is not None and not dataclasses.is_dataclass(origin):
+        return _build_generic(value, origin, typing.get_args(wanted), wanted)
+    return _build_class(value, wanted)
+
+
+def strip(wanted: Any) -> Any:
+    """Take the type out of ``Annotated``, ``NewType`` and a type alias."""
+    while True:
+        if typing.get_origin(wanted) is typing.Annotated:
+            wanted = wanted.__origin__
+        elif isinstance(wanted, typing.NewType):
+            wanted = wanted.__supertype__
+        elif type(wanted).__name__ == "TypeAliasType":  # Python 3.12's `type X = ...`
+            wanted = wanted.__value__
+        else:
+            return wanted
+
+
+def is_union(wanted: object) -> bool:
+    """Tell whether a type is ``X | Y`` or ``Union[X, Y]``."""
+    return typing.get_origin(wanted) in (typing.Union, types.UnionType)
+
+
+def whole(value: Any) -> int:
+    """Read an int; a protobuf Struct, and JavaScript before it, has only doubles."""
+    kind = type(value)
+    if kind is int:
+        return value  # type: ignore[no-any-return]
+    if kind is float and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and kind is not bool:
+        return int(value)
+    raise unfit(value, int)
+
+
+def moment(value: Any) -> dt.datetime:
+    """Read a datetime, or one written as ISO 8601 text."""
+    if isinstance(value, dt.datetime):
+        return value
+    if isinstance(value, str):
+        try:
+            return dt.datetime.fromisoformat(value)
+        except ValueError:
+            pass
+    raise unfit(value, dt.datetime)
+
+
+def duration(value: Any) -> dt.timedelta:
+    """Read a timedelta, or one written as a number of seconds or as ISO 8601 text."""
+    if isinstance(value, dt.timedelta):
+        return value
+    try:
+        if type(value) is float or type(value) is int:
+            return dt.timedelta(seconds=value)
+        if isinstance(value, str):
+            return msgspec.convert(value, dt.timedelta)
+    except (msgspec.ValidationError, OverflowError, ValueError):
+        pass
+    raise unfit(value, dt.timedelta)
+
+
+def _day(value: Any) -> dt.date:
+    if isinstance(value, dt.datetime):
+        return value.date()
+    if isinstance(value, dt.date):
+        return value
+    if isinstance(value, str):
+        try:
+            return dt.date.fromisoformat(value[:10])
+        except ValueError:
+            pass
+    raise unfit(value, dt.date)
+
+
+def _clock(value: Any) -> dt.time:
+    if isinstance(value, dt.time):
+        return value
+    if isinstance(value, str):
+        try:
+            return dt.time.fromisoformat(value)
+        except ValueError:
+            pass
+    raise unfit(value, dt.time)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (int, float)) and type(value) is not bool:
+        try:
+            return float(value)
+        except OverflowError:
+            pass
+    raise unfit(value, float)
+
+
+def _raw(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):  # pydantic's JSON form of bytes is UTF-8 text
+        return value.encode()
+    raise unfit(value, bytes)
+
+
+def _same(kind: type) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if type(value) is kind:
+            return value
+        raise unfit(value, kind)
+
+    return check
+
+
+def _from_text(kind: type) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        if isinstance(value, (str, int)) and type(value) is not bool:
+            try:
+                return kind(str(value))
+            except (ValueError, ArithmeticError):
+                pass
+        raise unfit(value, kind)
+
+    return convert
+
+
+def _from_map(kind: type, *keys: str) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        if isinstance(value, dict) and isinstance(value.get(keys[0]), str):
+            rest = [value[key] for key in keys[1:] if isinstance(value.get(key), str)]
+            return kind(value[keys[0]], *rest[:1])
+        raise unfit(value, kind)
+
+    return convert
+
+
+_EXACT: dict[Any, Callable[[Any], Any]] = {
+    bool: _same(bool),
+    int: whole,
+    float: _number,
+    str: _same(str),
+    bytes: _raw,
+    bytearray: lambda value: bytearray(_raw(value)),
+    dt.datetime: moment,
+    dt.date: _day,
+    dt.time: _clock,
+    dt.timedelta: duration,
+    decimal.Decimal: _from_text(decimal.Decimal),
+    uuid.UUID: _from_text(uuid.UUID),
+    pathlib.Path: _from_text(pathlib.Path),
+    pathlib.PurePath: _from_text(pathlib.PurePath),
+    pathlib.PurePosixPath: _from_text(pathlib.PurePosixPath),
+    Blob: _from_map(Blob, "path", "format"),
+    StructuredDataset: _from_map(StructuredDataset, "uri", "file_format", "format"),
+    Schema: _from_map(Schema, "remote_path"),
+    LiteralError: _from_map(LiteralError, "message", "failed_node_id"),
+    list: lambda value: build(value, list[Any]),
+    dict: lambda value: build(value, dict[Any, Any]),
+    tuple: lambda value: build(value, tuple[Any, ...]),
+    set: lambda value: build(value, set[Any]),
+    frozenset: lambda value: build(value, frozenset[Any]),
+}
+
+
+def _build_union(value: Any, wanted: Any) -> Any:
+    choices = [strip(choice) for choice in typing.get_args(wanted)]
+    for choice in choices:
+        if choice is type(value) or (value is None and choice is types.NoneType):
+            return value
+    # Of several records, the one that knows every key of the map is meant.
+    choices.sort(key=lambda choice: not _knows(choice, value))
+    for choice in choices:
+        try:
+            return build(value, choice)
+        except Trouble:
+            continue
+    raise unfit(value, wanted)
+
+
+def _knows(choice: Any, value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    if dataclasses.is_dataclass(choice):
+        return value.keys() == {field.name for field in dataclasses.fields(choice)}
+    names: Any = getattr(choice, "model_fields", None) or getattr(choice, "__struct_fields__", ())
+    return value.keys() == set(names)
+
+
+def _build_generic(value: Any, origin: Any, arguments: tuple[Any, ...], wanted: Any) -> Any:
+    if not isinstance(origin, type):
+        raise unfit(value, wanted)
+    if issubclass(origin, tuple):
+        return _build_tuple(value, arguments, wanted)
+    if issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise unfit(value, wanted)
+        keys, elements = arguments
+        return {_build_key(key, keys): _step(value[key], elements, key) for key in value}
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise unfit(value, wanted)
+    (elements,) = arguments
+    built: list[Any] = [_step(element, elements, i) for i, element in enumerate(value)]
+    try:
+        if origin is set:
+            return set(built)
+        return frozenset(built) if origin is frozenset else built
+    except TypeError:
+        raise unfit(value, wanted) from None
+
+
+def _build_tuple(value: Any, arguments: tuple[Any, ...], wanted: Any) -> tuple[Any, ...]:
+    if isinstance(value, dict) and all(f"item_{index}" in value for index in range(len(value))):
+        value = [value[f"item_{index}"] for index in range(len(value))]  # flyte 2's tuples
+    if not isinstance(value, (list, tuple)):
+        raise unfit(value, wanted)
+    if len(arguments) == 2 and arguments[1] is ...:
+        arguments = (arguments[0],) * len(value)
+    if len(arguments) != len(value):
+        raise Trouble(f"holds {len(value)} elements where {type_name(wanted)} has {len(arguments)}")
+    pairs = enumerate(zip(value, arguments, strict=True))
+    return tuple(_step(element, kind, index) for index, (element, kind) in pairs)
+
+
+def _build_key(key: Any, wanted: Any) -> Any:
+    try:
+        return build(key, wanted)
+    except Trouble:
+        # JSON and the protobuf Struct turn every key into text.
+        if type(key) is str and strip(wanted) in (int, float):
+            try:
+                return strip(wanted)(key)
+            except ValueError:
+                pass
+        raise
+
+
+def _step(value: Any, wanted: Any, step: object) -> Any:
+    try:
+        return build(value, wanted)
+    except Trouble as trouble:
+        raise trouble.under(step) from None
+
+
+def _build_class(value: Any, wanted: Any) -> Any:  # noqa: PLR0911 - one line per kind
+    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
+        return _build_enum(value, wanted)
+    if isinstance(wanted, type) and not typing.is_typeddict(wanted) and isinstance(value, wanted):
+        return value
+    if is_pydantic(wanted):
+        return _build_pydantic(value, wanted)
+    if isinstance(wanted, type) and issubclass(wanted, msgspec.Struct):
+        return _build_struct(value, wanted)
+    if is_namedtuple(wanted):
+        return _build_namedtuple(value, wanted)
+    if isinstance(value, dict):
+        if typing.is_typeddict(wanted):
+            return _build_fields(value, wanted, wanted.__required_keys__)
+        base = typing.get_origin(wanted) or wanted
+        if dataclasses.is_dataclass(base):
+            return _build_dataclass(value, base)
+    raise unfit(value, wanted)
+
+
+def _build_enum(value: Any, wanted: type[enum.Enum]) -> enum.Enum:
+    """Find a member by value (flytekit, and every dataclass) or by name (flyte)."""
+    if isinstance(value, wanted):
+        return value
+    for candidate in (
+        (value, int(value)) if type(value) is float and value.is_integer() else (value,)
+    ):
+        try:
+            return wanted(candidate)
+        except ValueError:
+            continue
+    if isinstance(value, str) and value in wanted.__members__:
+        return wanted.__members__[value]
+    raise unfit(value, wanted)
+
+
+def _build_fields(value: dict[Any, Any], kind: Any, required: Any) -> dict[str, Any]:
+    try:
+        hints = typing.get_type_hints(kind)
+    except (NameError, TypeError):
+        hints = {}
+    for name in sorted(required):
+        if name not in value:
+            raise Trouble(f"lacks the field {name!r} of {type_name(kind)}")
+    return {
+        name: _step(element, hints.get(name, Any), name)
+        for name, element in value.items()
+        if name in hints or not hints
+    }
+
+
+def _build_dataclass(value: dict[Any, Any], kind: Any) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    required = [
+        name
+        for name, field in fields.items()
+        if field.init
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    known = {name: element for name, element in value.items() if name in fields}
+    built = _build_fields(known, kind, required)
+    given = {name: element for name, element in built.items() if fields[name].init}
+    return _construct(kind, lambda: kind(**given))
+
+
+def _build_namedtuple(value: Any, kind: Any) -> Any:
+    hints = typing.get_type_hints(kind)
+    if isinstance(value, (list, tuple)):
+        value = dict(zip(kind._fields, value, strict=False))
+    if not isinstance(value, dict):
+        raise unfit(value, kind)
+    missing = [n for n in kind._fields if n not in value and n not in kind._field_defaults]
+    if missing:
+        raise Trouble(f"lacks the field {missing[0]!r} of {type_name(kind)}")
+    given = {n: _step(value[n], hints.get(n, Any), n) for n in kind._fields if n in value}
+    return _construct(kind, lambda: kind(**given))
+
+
+def _build_struct(value: Any, kind: type[msgspec.Struct]) -> Any:
+    try:
+        return msgspec.convert(
+            value, kind, strict=False, dec_hook=lambda to, plain: build(plain, to)
+        )
+    except msgspec.ValidationError as error:
+        # msgspec's text can quote the value; the place it ends with cannot.
+        _, found, place = str(error).rpartition(" - at `$")
+        at = f" at {place.rstrip('`').lstrip('.')}" if found else ""
+        raise Trouble(f"does not fit {type_name(kind)}{at}") from None
+
+
+def _build_pydantic(value: Any, kind: Any) -> Any:
+    try:
+        return kind.model_validate(value, strict=False, context={"deserialize": True})
+    except ValueError as error:
+        first = error
+    try:
+        # flyte writes an enum inside a model by its name, pydantic and flytekit by its value.
+        renamed = _enums_by_name(value, kind)
+        return kind.model_validate(renamed, strict=False, context={"deserialize": True})
+    except ValueError:
+        places = [item.get("loc", ()) for item in getattr(first, "errors", list)()][:1]
+        at = " at " + ".".join(map(str, places[0])) if places and places[0] else ""
+        raise Trouble(f"does not fit {type_name(kind)}{at}") from None
+
+
+def _enums_by_name(value: Any, wanted: Any) -> Any:  # noqa: PLR0911 - one line per kind
+    wanted = strip(wanted)
+    if isinstance(value, str):
+        kinds = typing.get_args(wanted) if is_union(wanted) else (wanted,)
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, enum.Enum) and value in kind.__members__:
+                return kind.__members__[value]
+        return value
+    if isinstance(value, dict) and is_pydantic(wanted):
+        hints = {name: field.annotation for name, field in wanted.model_fields.items()}
+        return {name: _enums_by_name(item, hints.get(name)) for name, item in value.items()}
+    if is_union(wanted):
+        for kind in typing.get_args(wanted):
+            changed = _enums_by_name(value, kind)
+            if changed != value:
+                return changed
+        return value
+    arguments = typing.get_args(wanted)
+    if isinstance(value, list) and arguments:
+        return [_enums_by_name(item, arguments[0]) for item in value]
+    if isinstance(value, dict) and len(arguments) == 2:
+        keys, items = arguments
+        return {_enums_by_name(k, keys): _enums_by_name(v, items) for k, v in value.items()}
+    return value
+
+
+def _construct(kind: type, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except Trouble:
+        raise
+    except Exception as error:  # noqa: BLE001 - __post_init__ is the author's code
+        raise Trouble(f"{type_name(kind)} refused it ({type_name(type(error))})") from None
+
+
+def unfit(value: object, wanted: Any) -> Trouble:
+    """Say which type was expected and which was found."""
+    return Trouble(f"expected {type_name(wanted)}, found {type_name(type(value))}")
