@@ -55,7 +55,7 @@ class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """A frozen group of settings; a key it does not know is an error."""
 
 
-class Listen(_Settings):
+class Listen(_Settings, frozen=True):
     """Where and how the gRPC server listens."""
 
     host: Annotated[
@@ -74,7 +74,7 @@ class Listen(_Settings):
     ] = 64
 
 
-class Metrics(_Settings):
+class Metrics(_Settings, frozen=True):
     """Where Prometheus scrapes."""
 
     prometheus_port: Annotated[
@@ -83,7 +83,7 @@ class Metrics(_Settings):
     ] = 9090
 
 
-class Plugins(_Settings):
+class Plugins(_Settings, frozen=True):
     """Which connectors are loaded and offered."""
 
     module: Annotated[
@@ -103,7 +103,7 @@ class Plugins(_Settings):
     )
 
 
-class Drain(_Settings):
+class Drain(_Settings, frozen=True):
     """How the service leaves."""
 
     drain_delay: Annotated[
@@ -118,7 +118,7 @@ class Drain(_Settings):
     )
 
 
-class Log(_Settings):
+class Log(_Settings, frozen=True):
     """What is logged, and how a line looks."""
 
     log_format: Annotated[
@@ -129,13 +129,13 @@ class Log(_Settings):
     ] = "info"
 
 
-class ConnectorSection(_Settings):
+class ConnectorSection(_Settings, frozen=True):
     """``[connectors.<task type>]``: what the operator sets for one connector."""
 
     options: dict[str, Any] = {}
 
 
-class Config(_Settings):
+class Config(_Settings, frozen=True):
     """Every setting of one service, grouped by concern."""
 
     listen: Listen = Listen()

@@ -60,6 +60,11 @@ __all__ = [
 class ConnectorServiceError(Exception):
     """The root: catch it to catch everything this package raises on purpose."""
 
+    @property
+    def public(self) -> str:
+        """The sentence that callers may read."""
+        return str(self)
+
 
 class OperatorError(ConnectorServiceError):
     """Something the operator must mend before the service can run."""
@@ -130,6 +135,16 @@ class ConnectorFault(ConnectorServiceError):  # noqa: N818 - a fault, not an err
 
 class SecretNotFoundError(ConnectorServiceError, ValueError):
     """No secret of that name in the environment or the secret files."""
+
+    def __init__(self, key: str, looked: str) -> None:
+        """Name the secret, and for the operator where it was looked for."""
+        super().__init__(f"No secret {key!r}: {looked}.")
+        self.key = key
+
+    @property
+    def public(self) -> str:
+        """Leave out where the service keeps its secrets."""
+        return f"The service has no secret {self.key!r}; its operator must add it."
 
 
 class BackendError(ConnectorServiceError):

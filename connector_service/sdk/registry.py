@@ -78,7 +78,7 @@ class Registry:
                 holder = merged.get(new.category)
                 if holder and holder.connector is not new.connector and not new.override:
                     raise DuplicateConnectorError(
-                        f"Duplicate connector for task type {_spoken(new.category)}:"
+                        f"Duplicate connector for task type {new.category.spoken}:"
                         f" {new.connector.name!r} was refused, {holder.connector.name!r} has it;"
                         f" disable one, or register with override=True."
                     )
@@ -114,8 +114,8 @@ class Registry:
             return self._by_category[category]
         except KeyError:
             raise ConnectorNotFoundError(
-                f"task type {_spoken(category)}",
-                (f"{known.name} v{known.version}" for known in self._by_category),
+                f"task type {category.spoken}",
+                (known.listed for known in self._by_category),
             ) from None
 
     def get_connector(self, task_type_name: str, task_type_version: int = 0) -> ConnectorBase:
@@ -238,7 +238,3 @@ def _describe(registrations: Iterable[Registration]) -> dict[str, agent_pb2.Agen
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _spoken(category: TaskCategory) -> str:
-    return f"{category.name!r} version {category.version}"

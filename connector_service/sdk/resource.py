@@ -76,6 +76,16 @@ class TaskCategory(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name}_v{self.version}"
 
+    @property
+    def spoken(self) -> str:
+        """The category in a sentence: ``'spark' version 1``."""
+        return f"{self.name!r} version {self.version}"
+
+    @property
+    def listed(self) -> str:
+        """The category in a list: ``spark v1``."""
+        return f"{self.name} v{self.version}"
+
 
 @dataclass
 class ResourceMeta:
@@ -100,7 +110,8 @@ class ResourceMeta:
                 hold a value of the wrong type.
         """
         try:
-            return _decoder(cls)(data)
+            decoded: Self = _decoder(cls)(data)  # type: ignore[arg-type] # a class is hashable
+            return decoded
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise InvalidMetaError(
                 f"The resource meta is not a {cls.__name__}: {_first_line(error)}"
@@ -202,7 +213,7 @@ def _decoder(cls: type[ResourceMeta]) -> Callable[[bytes], Any]:
 def _decode_untyped(cls: type[ResourceMeta], data: bytes) -> object:
     values = json.loads(data)
     if not isinstance(values, dict):
-        raise ValueError(f"Expected a JSON object, got {type(values).__name__}")
+        raise ValueError(f"Expected object, got {type(values).__name__}")  # noqa: TRY004
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}
     missing = [
         name

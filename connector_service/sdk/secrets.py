@@ -52,13 +52,14 @@ def get_connector_secret(key: str) -> str:
     file_name = f"{os.environ.get('FLYTE_SECRETS_FILE_PREFIX', '')}{key.lower()}"
     path = folder / file_name
     if ".." in Path(file_name).parts:
-        raise SecretNotFoundError(f"A secret's key is a plain name, not the path {key!r}.")
+        raise SecretNotFoundError(key, "a key is a plain name, not a path upwards")
     try:
         return _remember(path.read_text(encoding="utf-8").strip())
     except OSError as error:
         raise SecretNotFoundError(
-            f"No secret {key!r}: set {variable} (or {key.upper()}) in the service's environment, or"
-            f" put it in {path} ({error.strerror})."
+            key,
+            f"set {variable} (or {key.upper()}) in the service's environment, or put it in {path}"
+            f" ({error.strerror})",
         ) from None
 
 

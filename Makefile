@@ -1,0 +1,42 @@
+# The two commands of the README are `make demo` and `make test`; both set up what they need.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find connector_service -name '*.py')
+
+.PHONY: demo test check lock protos clean install
+
+$(VENV)/.requirements: requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	touch $@
+
+# Installed, not editable: the tests then see what users get.
+$(VENV)/.installed: $(VENV)/.requirements pyproject.toml README.md LICENSE $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
+	touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+# Needs uv; the lock is for every platform and Python that we support.
+lock:
+	uv pip compile pyproject.toml --extra duckdb --extra fsspec --extra dev --universal --python-version 3.11 --generate-hashes --no-header --upgrade --output-file requirements.lock
+
+protos: install
+	$(BIN)/python protos/pin.py
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

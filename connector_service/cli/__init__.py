@@ -1,0 +1,1 @@
+"""The ``connector-service`` command: thin commands over the layers below."""

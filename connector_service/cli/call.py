@@ -1,0 +1,270 @@
+"""``connector-service call``: one RPC against a live service, JSON in and out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from flyteidl.admin.agent_pb2 import TaskExecutionMetadata
+
+from connector_service.cli.options import (
+    message_json,
+    parse_category,
+    parse_inputs,
+    parse_message,
+    parse_template,
+    timeout_option,
+)
+from connector_service.client import Client
+from connector_service.sdk.resource import TaskCategory
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["call"]
+
+_DEFAULT_ENDPOINT = "127.0.0.1:8000"
+
+_endpoint = click.option(
+    "--endpoint",
+    default=_DEFAULT_ENDPOINT,
+    show_default=True,
+    metavar="TARGET",
+    help="Address of the service.",
+)
+_task_type = click.option(
+    "--task-type", metavar="NAME[:VERSION]", help="Task type; a template may name it instead."
+)
+_template = click.option(
+    "--template", metavar="FILE", help="TaskTemplate as JSON: a file, - for standard input, or it."
+)
+_inputs = click.option(
+    "--inputs", metavar="FILE", help='Inputs as JSON, such as {"n": 3}: a file, -, or it.'
+)
+_output_prefix = click.option(
+    "--output-prefix", default="", metavar="URI", help="Where the job's outputs go."
+)
+_metadata = click.option(
+    "--metadata", metavar="FILE", help="TaskExecutionMetadata as JSON: a file, -, or it."
+)
+_meta = click.option(
+    "--meta",
+    required=True,
+    metavar="META",
+    help="Resource meta: base64, the JSON that `call create` printed, a file, or -.",
+)
+_job_type = click.option(
+    "--task-type", required=True, metavar="NAME[:VERSION]", help="Task type of the job."
+)
+
+
+@click.group()
+def call() -> None:
+    """Call one RPC of a running service and print its answer as JSON."""
+
+
+@call.command()
+@_endpoint
+@timeout_option
+@_task_type
+@_template
+@_inputs
+@_output_prefix
+@_metadata
+def create(
+    endpoint: str,
+    timeout: float,
+    task_type: str | None,
+    template: str | None,
+    inputs: str | None,
+    output_prefix: str,
+    metadata: str | None,
+) -> None:
+    """CreateTask: start a job and print its resource meta."""
+    task = parse_template(template, task_type)
+    values = parse_inputs(inputs, task)
+    about = parse_message(metadata, TaskExecutionMetadata()) if metadata else None
+
+    async def ask(client: Client) -> dict[str, Any]:
+        meta = await client.create(
+            task, values, output_prefix=output_prefix, task_execution_metadata=about
+        )
+        return {"resource_meta": base64.b64encode(meta).decode()}
+
+    _print(endpoint, timeout, ask)
+
+
+@call.command()
+@_endpoint
+@timeout_option
+@_job_type
+@_meta
+@_output_prefix
+def get(endpoint: str, timeout: float, task_type: str, meta: str, output_prefix: str) -> None:
+    """GetTask: poll a job."""
+    category, data = TaskCategory(*parse_category(task_type)), _read_meta(meta)
+
+    async def ask(client: Client) -> dict[str, Any]:
+        return message_json(await client.get(category, data, output_prefix=output_prefix))
+
+    _print(endpoint, timeout, ask)
+
+
+@call.command()
+@_endpoint
+@timeout_option
+@_job_type
+@_meta
+def delete(endpoint: str, timeout: float, task_type: str, meta: str) -> None:
+    """DeleteTask: stop a job."""
+    category, data = TaskCategory(*parse_category(task_type)), _read_meta(meta)
+
+    async def ask(client: Client) -> dict[str, Any]:
+        await client.delete(category, data)
+        return {}
+
+    _print(endpoint, timeout, ask)
+
+
+@call.command()
+@_endpoint
+@timeout_option
+@_job_type
+@_meta
+@click.option("--query", "queries", multiple=True, help="Metric to read; all without. Repeatable.")
+def metrics(
+    endpoint: str, timeout: float, task_type: str, meta: str, queries: tuple[str, ...]
+) -> None:
+    """GetTaskMetrics: read a job's metrics."""
+    category, data = TaskCategory(*parse_category(task_type)), _read_meta(meta)
+
+    async def ask(client: Client) -> dict[str, Any]:
+        return message_json(await client.get_metrics(category, data, queries=queries))
+
+    _print(endpoint, timeout, ask)
+
+
+@call.command()
+@_endpoint
+@timeout_option
+@_job_type
+@_meta
+@click.option("--lines", type=click.IntRange(min=0), default=0, help="Lines a page; 0 for all.")
+@click.option("--token", default="", help="Where to go on: the token of the page before.")
+def logs(endpoint: str, timeout: float, task_type: str, meta: str, lines: int, token: str) -> None:
+    """GetTaskLogs: stream a job's log, one JSON message a line."""
+    category, data = TaskCategory(*parse_category(task_type)), _read_meta(meta)
+
+    async def ask(client: Client) -> None:
+        async for message in client.get_logs(category, data, lines=lines, token=token):
+            click.echo(json.dumps(message_json(message)))
+
+    _run(endpoint, timeout, ask)
+
+
+@call.command()
+@_endpoint
+@timeout_option
+@_task_type
+@_template
+@_inputs
+@_output_prefix
+@_metadata
+def do(
+    endpoint: str,
+    timeout: float,
+    task_type: str | None,
+    template: str | None,
+    inputs: str | None,
+    output_prefix: str,
+    metadata: str | None,
+) -> None:
+    """ExecuteTaskSync: do a task's work within the call."""
+    task = parse_template(template, task_type)
+    values = parse_inputs(inputs, task)
+    about = parse_message(metadata, TaskExecutionMetadata()) if metadata else None
+
+    async def ask(client: Client) -> dict[str, Any]:
+        return message_json(
+            await client.do(
+                task, values, output_prefix=output_prefix, task_execution_metadata=about
+            )
+        )
+
+    _print(endpoint, timeout, ask)
+
+
+@call.command("list")
+@_endpoint
+@timeout_option
+def list_(endpoint: str, timeout: float) -> None:
+    """ListAgents: what the service offers to Flyte."""
+
+    async def ask(client: Client) -> dict[str, Any]:
+        return {"agents": [message_json(agent) for agent in await client.list_agents()]}
+
+    _print(endpoint, timeout, ask)
+
+
+@call.command()
+@_endpoint
+@timeout_option
+@click.argument("name")
+def agent(endpoint: str, timeout: float, name: str) -> None:
+    """GetAgent: describe the connector called NAME."""
+
+    async def ask(client: Client) -> dict[str, Any]:
+        return message_json(await client.get_agent(name))
+
+    _print(endpoint, timeout, ask)
+
+
+@call.command()
+@_endpoint
+@timeout_option
+@click.argument("service", default="")
+def health(endpoint: str, timeout: float, service: str) -> None:
+    """Health: whether SERVICE (or the whole) serves; exit code 1 when it does not."""
+
+    async def ask(client: Client) -> str:
+        return await client.health(service)
+
+    status = _run(endpoint, timeout, ask)
+    click.echo(json.dumps({"status": status}))
+    sys.exit(0 if status == "SERVING" else 1)
+
+
+def _print(endpoint: str, timeout: float, ask: Callable[[Client], Awaitable[Any]]) -> None:
+    click.echo(json.dumps(_run(endpoint, timeout, ask), indent=2))
+
+
+def _run(endpoint: str, timeout: float, ask: Callable[[Client], Awaitable[Any]]) -> Any:
+    async def main() -> Any:
+        async with Client(endpoint, timeout=timeout) as client:
+            return await ask(client)
+
+    return asyncio.run(main())
+
+
+def _read_meta(source: str) -> bytes:
+    """Return the bytes of a resource meta, however it is given."""
+    text = source
+    if source == "-":
+        text = sys.stdin.read()
+    elif Path(source).is_file():
+        text = Path(source).read_text(encoding="utf-8")
+    text = text.strip()
+    try:
+        if text.startswith("{"):
+            text = json.loads(text)["resource_meta"]
+        return base64.b64decode(text, validate=True)
+    except (ValueError, KeyError, TypeError, binascii.Error):
+        raise click.UsageError(
+            "--meta is base64, or the JSON that `connector-service call create` printed."
+        ) from None

@@ -1,0 +1,190 @@
+"""``connector-service list`` and ``describe``: what is registered, what failed, and why."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+import grpc
+import grpc.aio
+import msgspec
+
+from connector_service.cli.options import (
+    endpoint_option,
+    load_config,
+    settings_options,
+    timeout_option,
+)
+from connector_service.cli.output import print_table
+from connector_service.client import Client
+from connector_service.errors import ConnectorNotFoundError
+from connector_service.sdk.registry import Registry
+from connector_service.server.server import load_plugins
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flyteidl.admin.agent_pb2 import Agent
+
+__all__ = ["describe", "list_"]
+
+
+class _Plugin(msgspec.Struct):
+    name: str
+    target: str
+    distribution: str
+    state: str
+    task_categories: list[str]
+    error: str
+
+
+class _Connector(msgspec.Struct):
+    name: str
+    is_sync: bool
+    task_types: list[str]
+    operations: dict[str, list[str]] = {}
+
+
+@click.command("list")
+@settings_options("plugins")
+@endpoint_option
+@timeout_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(
+    config_file: str | None, endpoint: str | None, timeout: float, as_json: bool, **flags: Any
+) -> None:
+    """List connectors and plugins, here or at --endpoint, with why any failed."""
+    connectors, plugins = _look(config_file, endpoint, timeout, flags)
+    if as_json:
+        shown = {"connectors": connectors, "plugins": plugins}
+        click.echo(json.dumps(msgspec.to_builtins(shown), indent=2))
+        return
+    print_table(
+        ("connector", "task types", "kind"),
+        [(c.name, ", ".join(c.task_types), _kind(c)) for c in connectors],
+    )
+    if plugins:
+        print_table(
+            ("plugin", "from", "state", "task types"),
+            [
+                (p.name, p.distribution or p.target, p.state, ", ".join(p.task_categories))
+                for p in plugins
+            ],
+        )
+    for plugin in plugins:
+        if plugin.error:
+            click.echo(f"{plugin.name} ({plugin.state}): {plugin.error}", err=True)
+
+
+@click.command()
+@settings_options("plugins")
+@endpoint_option
+@timeout_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("name")
+def describe(
+    config_file: str | None,
+    endpoint: str | None,
+    timeout: float,
+    as_json: bool,
+    name: str,
+    **flags: Any,
+) -> None:
+    """Describe the connector or plugin called NAME, or the connector of task type NAME."""
+    connectors, plugins = _look(config_file, endpoint, timeout, flags)
+    found = [c for c in connectors if name == c.name or name in {_bare(t) for t in c.task_types}]
+    about = [p for p in plugins if name == p.name or name in {_bare(t) for t in p.task_categories}]
+    if not found and not about:
+        known = {c.name for c in connectors} | {_bare(t) for c in connectors for t in c.task_types}
+        raise ConnectorNotFoundError(repr(name), known)
+    if as_json:
+        shown = {"connectors": found, "plugins": about}
+        click.echo(json.dumps(msgspec.to_builtins(shown), indent=2))
+        return
+    for connector in found:
+        click.echo(f"{connector.name}: {_kind(connector)} connector")
+        click.echo(f"  task types: {', '.join(connector.task_types)}")
+        for operation, arguments in connector.operations.items():
+            click.echo(f"  {operation}({', '.join(arguments)})")
+    for plugin in about:
+        click.echo(f"plugin {plugin.name}: {plugin.state}")
+        click.echo(f"  target: {plugin.target}")
+        if plugin.distribution:
+            click.echo(f"  distribution: {plugin.distribution}")
+        if plugin.error:
+            click.echo(f"  error: {plugin.error}")
+
+
+def _look(
+    config_file: str | None, endpoint: str | None, timeout: float, flags: dict[str, Any]
+) -> tuple[list[_Connector], list[_Plugin]]:
+    if endpoint:
+        return asyncio.run(_look_there(endpoint, timeout))
+    return _look_here(config_file, flags)
+
+
+def _look_here(
+    config_file: str | None, flags: dict[str, Any]
+) -> tuple[list[_Connector], list[_Plugin]]:
+    registry = Registry()
+    records = load_plugins(load_config(config_file, flags), registry)
+    connectors = [_connector(agent) for agent in registry.list_connectors()]
+    for registration in registry:
+        listed = registration.category.listed
+        for connector in connectors:
+            if listed in connector.task_types and connector.is_sync == registration.is_sync:
+                connector.operations = {
+                    f"{operation} [{method.style}]": list(method.takes)
+                    for operation, method in registration.methods.items()
+                }
+    plugins = [
+        _Plugin(
+            record.name,
+            record.target,
+            record.distribution,
+            str(record.state),
+            [category.listed for category in record.categories],
+            record.error + (f" ({record.where})" if record.where else ""),
+        )
+        for record in records
+    ]
+    return connectors, plugins
+
+
+async def _look_there(
+    endpoint: str, timeout_seconds: float
+) -> tuple[list[_Connector], list[_Plugin]]:
+    async with Client(endpoint, timeout=timeout_seconds) as client:
+        connectors = [_connector(agent) for agent in await client.list_agents()]
+        try:
+            plugins = await client.list_plugins()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            plugins = []  # another implementation's service
+    return connectors, [
+        _Plugin(
+            plugin.name,
+            plugin.target,
+            plugin.distribution,
+            plugin.state,
+            list(plugin.task_categories),
+            plugin.error,
+        )
+        for plugin in plugins
+    ]
+
+
+def _connector(agent: Agent) -> _Connector:
+    categories: Sequence[str] = [f"{c.name} v{c.version}" for c in agent.supported_task_categories]
+    return _Connector(agent.name, agent.is_sync, list(categories or agent.supported_task_types))
+
+
+def _kind(connector: _Connector) -> str:
+    return "sync" if connector.is_sync else "async"
+
+
+def _bare(listed: str) -> str:
+    return listed.rpartition(" v")[0] or listed

@@ -1,0 +1,157 @@
+"""Command-line options that several commands share, made from the settings' one definition."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from flyteidl.core.literals_pb2 import LiteralMap
+from flyteidl.core.tasks_pb2 import TaskTemplate
+from google.protobuf import json_format
+
+from connector_service import config
+from connector_service.codec.literals import to_literal_map
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from google.protobuf.message import Message
+
+__all__ = [
+    "endpoint_option",
+    "load_config",
+    "message_json",
+    "parse_inputs",
+    "parse_message",
+    "parse_template",
+    "read_text",
+    "settings_options",
+    "timeout_option",
+]
+
+endpoint_option = click.option(
+    "--endpoint", metavar="TARGET", help="Address of a running service, such as 127.0.0.1:8000."
+)
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.001),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time limit of one call.",
+)
+
+
+def settings_options(*concerns: str) -> Callable[[Any], Any]:
+    """Add --config and a flag for every setting of ``concerns``."""
+
+    def decorate(command: Any) -> Any:
+        for field in reversed([field for field in config.fields() if field.concern in concerns]):
+            command = _option(field)(command)
+        return click.option(
+            "--config",
+            "config_file",
+            type=click.Path(dir_okay=False),
+            envvar=f"{config.ENV_PREFIX}CONFIG",
+            help=f"Settings file (TOML); {config.DEFAULT_FILE} is read when it is there.",
+        )(command)
+
+    return decorate
+
+
+def load_config(config_file: str | None, flags: dict[str, Any]) -> config.Config:
+    """Merge what was given on the command line with the environment and the file."""
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    return config.load(given, environ=os.environ, file=config_file)
+
+
+def read_text(source: str) -> str:
+    """Return the text of ``-`` (standard input), of a file, or ``source`` itself if it is JSON."""
+    if source == "-":
+        return sys.stdin.read()
+    if source.lstrip().startswith(("{", "[")):
+        return source
+    try:
+        return Path(source).read_text(encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"Cannot read {source}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{source} is not UTF-8 text.") from None
+
+
+def parse_message(source: str, message: Message) -> Any:
+    """Fill ``message`` from protobuf's JSON."""
+    try:
+        return json_format.Parse(read_text(source), message)
+    except json_format.ParseError as error:
+        name = type(message).DESCRIPTOR.name
+        what = "standard input" if source == "-" else source
+        raise click.UsageError(f"{what} is not a {name} in JSON: {error}") from None
+
+
+def parse_template(source: str | None, task_type: str | None) -> TaskTemplate:
+    """Read a task template; ``task_type`` (``name`` or ``name:version``) wins over its own."""
+    template = TaskTemplate()
+    if source:
+        parse_message(source, template)
+    if task_type:
+        name, version = parse_category(task_type)
+        template.type, template.task_type_version = name, version
+    if not template.type:
+        raise click.UsageError("Name the task type with --task-type, or in --template as `type`.")
+    return template
+
+
+def parse_category(text: str) -> tuple[str, int]:
+    """Split ``name:version``; the version is 0 when there is none."""
+    name, colon, version = text.rpartition(":")
+    if not colon:
+        return text, 0
+    if not version.isdigit():
+        raise click.UsageError(f"--task-type {text}: the version after the colon is a number.")
+    return name, int(version)
+
+
+def parse_inputs(source: str | None, template: TaskTemplate) -> LiteralMap:
+    """Read inputs: plain JSON values, typed by the template's interface, or a LiteralMap."""
+    if source is None:
+        return LiteralMap()
+    try:
+        values = json.loads(read_text(source))
+    except ValueError as error:
+        raise click.UsageError(f"--inputs is not JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise click.UsageError('--inputs is a JSON object, such as {"n": 3}.')
+    if set(values) == {"literals"}:
+        try:
+            return json_format.ParseDict(values, LiteralMap())
+        except json_format.ParseError as error:
+            raise click.UsageError(f"--inputs is not a LiteralMap in JSON: {error}") from None
+    return to_literal_map(values, template.interface.inputs.variables)
+
+
+def message_json(message: Message) -> dict[str, Any]:
+    """Return a message as JSON with the field names of the protocol."""
+    as_json: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    return as_json
+
+
+def _option(field: config.Field) -> Callable[[Any], Any]:
+    spelled = f"--{field.name.replace('_', '-')}"
+    default = ", ".join(field.default) if field.repeatable else field.default
+    text = f"{field.description}  [{config.ENV_PREFIX}{field.name.upper()}"
+    text += f"; default: {default}]" if default not in ("", False) else "]"
+    shown: dict[str, Any] = {"default": None, "help": text}
+    if isinstance(field.default, bool):
+        return click.option(f"{spelled}/--no-{spelled[2:]}", field.name, **shown)
+    if field.repeatable:
+        return click.option(spelled, field.name, multiple=True, **{**shown, "default": ()})
+    if field.choices:
+        return click.option(spelled, field.name, type=click.Choice(field.choices), **shown)
+    kinds: Iterable[type] = (int, float)
+    kind = next((kind for kind in kinds if isinstance(field.default, kind)), str)
+    return click.option(spelled, field.name, type=kind, **shown)

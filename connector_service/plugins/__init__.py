@@ -1,0 +1,1 @@
+"""Sources of connectors, loaded into a registry."""

@@ -1,0 +1,177 @@
+"""Runs the sources of connectors into a registry, each in its own ``try``, one record each."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import logging
+import traceback
+from collections.abc import Callable
+from enum import StrEnum
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from connector_service.errors import AuthorError, PluginError
+from connector_service.sdk.connector import ConnectorBase
+from connector_service.sdk.registry import Registry, registering_into
+from connector_service.sdk.resource import TaskCategory
+from connector_service.sdk.secrets import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["GROUP", "PluginRecord", "PluginState", "Source", "load", "sources"]
+
+GROUP = "connector_service.connectors"
+
+_log = logging.getLogger(__name__)
+
+
+class PluginState(StrEnum):
+    """How the loading of one plugin ended."""
+
+    LOADED = "loaded"
+    MISSING = "missing dependency"
+    SKIPPED = "extra not installed"
+    FAILED = "failed"
+
+
+class PluginRecord(msgspec.Struct, frozen=True):
+    """What became of one plugin: what it brought, or why it could not be loaded."""
+
+    name: str
+    target: str
+    state: PluginState
+    distribution: str = ""
+    categories: tuple[TaskCategory, ...] = ()
+    error: str = ""
+    where: str = ""  # file and line of the failure: for the log and the console, not for callers
+
+    @property
+    def loaded(self) -> bool:
+        """Tell whether its connectors are registered."""
+        return self.state is PluginState.LOADED
+
+    @property
+    def failed(self) -> bool:
+        """Tell whether it should have been loaded and was not."""
+        return self.state in (PluginState.MISSING, PluginState.FAILED)
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A plugin that is to be loaded: its name, where it is, and how to get at it."""
+
+    name: str
+    target: str
+    distribution: str
+    resolve: Callable[[], Any]
+    extras: tuple[str, ...] = ()  # extras the entry point asks for: `module:name [extra]`
+
+
+def sources(modules: Iterable[str] = (), *, group: str = GROUP) -> list[Source]:
+    """List the installed entry points of ``group``, by name, then ``modules`` in their order."""
+    found = [
+        Source(entry.name, entry.value, _distribution(entry), entry.load, tuple(entry.extras))
+        for entry in sorted(importlib.metadata.entry_points(group=group))
+    ]
+    return found + [
+        Source(module, module, "", functools.partial(importlib.import_module, module))
+        for module in modules
+    ]
+
+
+def load(plugins: Iterable[Source], registry: Registry) -> list[PluginRecord]:
+    """Load every source into ``registry``; one that fails leaves no trace but its record.
+
+    A source is a connector class, an instance, or a module that registers on import. Whatever it
+    raises, ``SystemExit`` included, ends only itself.
+    """
+    return [_load_one(source, registry) for source in plugins]
+
+
+def refuse_failures(records: Sequence[PluginRecord]) -> None:
+    """Raise when any plugin failed, for ``--strict``.
+
+    Raises:
+        PluginError: Naming each that failed, and why.
+    """
+    failed = [record for record in records if record.failed]
+    if failed:
+        reasons = "; ".join(f"{record.name}: {record.error}" for record in failed)
+        raise PluginError(
+            f"{len(failed)} of {len(records)} plugins failed and --strict is on: {reasons}"
+        )
+
+
+def _load_one(source: Source, registry: Registry) -> PluginRecord:
+    staging = Registry()
+    try:
+        with registering_into(staging):
+            _register(source.resolve(), staging)
+        registrations = list(staging)
+        registry.update(registrations)
+    except KeyboardInterrupt:
+        raise  # the operator's Ctrl+C while plugins load, not the plugin's doing
+    except BaseException as error:  # noqa: BLE001 - sys.exit() at import ends the plugin alone
+        return _failed(source, error)
+    if not registrations:
+        _log.warning("plugin registered no connector", extra={"plugin": source.name})
+    return PluginRecord(
+        source.name,
+        source.target,
+        PluginState.LOADED,
+        source.distribution,
+        tuple(registration.category for registration in registrations),
+    )
+
+
+def _register(found: Any, staging: Registry) -> None:
+    if isinstance(found, ModuleType):
+        return  # it registered on import
+    if isinstance(found, type) and issubclass(found, ConnectorBase):
+        if inspect.isabstract(found):
+            missing = ", ".join(sorted(found.__abstractmethods__))
+            raise AuthorError(f"{found.__name__} lacks {missing}.")
+        found = found()  # type: ignore[call-arg] # the class names its own task type
+    if found in [registration.connector for registration in staging]:
+        return  # its module registered it already
+    if type(found) in [type(registration.connector) for registration in staging]:
+        return
+    staging.register(found)
+
+
+def _failed(source: Source, error: BaseException) -> PluginRecord:
+    missing = isinstance(error, ImportError)
+    state = PluginState.MISSING if missing else PluginState.FAILED
+    if missing and source.extras:
+        state = PluginState.SKIPPED
+    sentence = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and frame.filename != __file__
+    ]
+    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    _log.log(
+        logging.INFO if state is PluginState.SKIPPED else logging.ERROR,
+        "plugin not loaded",
+        extra={
+            "plugin": source.name,
+            "state": str(state),
+            "target": source.target,
+            "reason": sentence,
+            "where": where,
+        },
+        exc_info=error if not missing else None,
+    )
+    return PluginRecord(
+        source.name, source.target, state, source.distribution, error=sentence, where=where
+    )
+
+
+def _distribution(entry: importlib.metadata.EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else ""

@@ -1,0 +1,45 @@
+"""A call on its way through the service, and what came of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from connector_service.errors import CallError
+from connector_service.sdk.method import Operation
+from connector_service.sdk.resource import TaskCategory
+
+__all__ = ["Call", "Outcome", "Status"]
+
+
+class Call(msgspec.Struct, frozen=True, gc=False):
+    """One request of either protocol, read as far as its route needs and no further.
+
+    ``message`` is the request as it came. ``inputs`` is set only where the protocol sends them in
+    a message of their own (ExecuteTaskSync). ``deadline`` is on ``time.monotonic``'s clock.
+    ``problem`` is what the wire found wrong with the request; such a call is refused, not run.
+    """
+
+    protocol: str
+    operation: Operation
+    category: TaskCategory | None
+    message: Any
+    inputs: Any = None
+    deadline: float | None = None
+    problem: CallError | None = None
+
+
+class Status(msgspec.Struct, frozen=True, gc=False):
+    """A gRPC status in plain words: the code's name, one safe line, the incident's id if any."""
+
+    code: str
+    details: str
+    incident: str = ""
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """What a call came to: a value, or the status that refuses it."""
+
+    value: Any = None
+    status: Status | None = None

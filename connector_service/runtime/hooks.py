@@ -1,0 +1,71 @@
+"""What the service tells whoever listens: one frozen record per operation."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["OK", "UNKNOWN_TASK_TYPE", "CallRecord", "Hook", "Hooks"]
+
+OK = "OK"
+# A name that a caller made up must not become a metric label: 500 of them are 2,500 series.
+UNKNOWN_TASK_TYPE = "unknown"
+
+_log = logging.getLogger(__name__)
+
+
+class CallRecord(msgspec.Struct, frozen=True, gc=False):
+    """Everything that is known of one call when it has ended.
+
+    ``task_type`` is a registered one, ``unknown``, or empty where the operation has none.
+    ``seconds`` is how long it took here. ``error`` is the exception behind a code that is not OK.
+    """
+
+    protocol: str
+    operation: str
+    task_type: str
+    code: str
+    seconds: float
+    input_bytes: int | None = None
+    details: str = ""
+    incident: str = ""
+    error: BaseException | None = None
+
+
+class Hook:
+    """A listener; override what you want to hear. What it raises is logged and dropped."""
+
+    def started(self, protocol: str, operation: str) -> None:
+        """Hear that a call has come in."""
+
+    def ended(self, record: CallRecord) -> None:
+        """Hear what became of it."""
+
+
+class Hooks:
+    """The listeners of one service, told in their order."""
+
+    def __init__(self, hooks: Sequence[Hook]) -> None:
+        """Take the hooks; they never change afterwards."""
+        self._hooks = tuple(hooks)
+
+    def started(self, protocol: str, operation: str) -> None:
+        """Tell every hook that a call has come in."""
+        for hook in self._hooks:
+            try:
+                hook.started(protocol, operation)
+            except Exception:  # noqa: BLE001 - a listener never fails a call
+                _log.exception("A hook failed: %s.started", type(hook).__name__)
+
+    def ended(self, record: CallRecord) -> None:
+        """Tell every hook what became of a call."""
+        for hook in self._hooks:
+            try:
+                hook.ended(record)
+            except Exception:  # noqa: BLE001 - a listener never fails a call
+                _log.exception("A hook failed: %s.ended", type(hook).__name__)

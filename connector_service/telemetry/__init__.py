@@ -1,0 +1,1 @@
+"""Logs, metrics and health for people and machines; it listens, the core never waits for it."""

@@ -1,0 +1,100 @@
+"""Metrics, liveness and readiness over HTTP, on threads of their own.
+
+Nothing here touches the event loop, so a connector that blocks it blocks no scrape.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from http import HTTPStatus
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import make_wsgi_app
+
+from connector_service.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client import CollectorRegistry
+
+__all__ = ["HttpServer"]
+
+_TEXT = [("Content-Type", "text/plain; charset=utf-8")]
+
+
+class HttpServer:
+    """Serves /metrics, /livez and /readyz until it is closed."""
+
+    def __init__(
+        self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]
+    ) -> None:
+        """Bind at once, so that a busy port is known before anything else starts.
+
+        Raises:
+            StartupError: The port is taken or the address is not this machine's.
+        """
+        if host == "::" and not socket.has_dualstack_ipv6():
+            host = "0.0.0.0"  # noqa: S104 - what :: means where the kernel has no IPv6
+        self._metrics = make_wsgi_app(registry)
+        self._ready = ready
+        try:
+            self._server = make_server(
+                host, port, self._answer, server_class=_server_class(host), handler_class=_Handler
+            )
+        except OSError as error:
+            raise StartupError(
+                f"Cannot listen on {host}:{port} for metrics: {error.strerror}; choose another with"
+                f" --prometheus-port, or 0 for a free one."
+            ) from None
+        self.port = self._server.server_port
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics-http", daemon=True
+        )
+
+    def start(self) -> None:
+        """Serve from a thread of its own."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving and free the port; fine twice and before ``start``."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics":
+            body: Iterable[bytes] = self._metrics(environ, start_response)
+            return body
+        status, text = HTTPStatus.NOT_FOUND, "Try /metrics, /livez or /readyz."
+        if path == "/livez":
+            status, text = HTTPStatus.OK, "alive"
+        elif path == "/readyz":
+            ready = self._ready()
+            status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+            text = "ready" if ready else "not ready: starting or draining"
+        start_response(f"{status.value} {status.phrase}", _TEXT)
+        return [text.encode() + b"\n"]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    # SO_REUSEADDR is for restarts; it does not let two servers share a listening port.
+    allow_reuse_address = True
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 10  # seconds a client may dawdle over its request before its thread is freed
+
+    def log_message(self, *_args: object) -> None:
+        """Stay silent: a probe every few seconds is no news."""
+
+
+def _server_class(host: str) -> type[WSGIServer]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return type("_BoundServer", (_Server,), {"address_family": family})

@@ -1,0 +1,1 @@
+"""Flyte's protocols on one side, calls and outcomes on the other."""

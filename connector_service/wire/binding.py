@@ -1,0 +1,44 @@
+"""Puts a servicer's methods on a server, each with an accept queue of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message_factory import GetMessageClass
+
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import MethodDescriptor
+
+__all__ = ["bind"]
+
+
+def bind(server: grpc.aio.Server, service: Any, servicer: object) -> None:
+    """Serve ``service``, as its descriptor has it, with ``servicer``'s methods of those names.
+
+    Registered handlers, not a generic one: all generic handlers share one accept queue, and a
+    burst on one method would then hold up every other, health included. The descriptor's class
+    depends on protobuf's implementation.
+    """
+    server.add_registered_method_handlers(
+        service.full_name,
+        {
+            method.name: _handler(method, getattr(servicer, method.name))
+            for method in service.methods
+        },
+    )
+
+
+def _handler(method: MethodDescriptor, function: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[method.client_streaming, method.server_streaming]
+    return make(
+        function,
+        request_deserializer=GetMessageClass(method.input_type).FromString,
+        response_serializer=GetMessageClass(method.output_type).SerializeToString,
+    )
