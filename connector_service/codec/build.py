@@ -30,11 +30,19 @@ from connector_service.codec.values import (
     type_name,
 )
 
+if typing.TYPE_CHECKING:
+    from flyteidl.core import types_pb2
+
 __all__ = ["build", "duration", "is_union", "moment", "strip", "unfit", "whole"]
 
 
-def build(value: Any, wanted: Any) -> Any:  # noqa: PLR0911 - one line per kind of type
-    """Turn plain data (or what a literal already decoded to) into the wanted Python type."""
+def build(  # noqa: PLR0911 - one line per kind of type
+    value: Any, wanted: Any, declared: types_pb2.LiteralType | None = None
+) -> Any:
+    """Turn plain data (or what a literal already decoded to) into the wanted Python type.
+
+    The declared literal type matters to enums alone: it lists either values or names.
+    """
     wanted = strip(wanted)
     if wanted is Any or wanted is object or isinstance(wanted, typing.TypeVar):
         return value
@@ -46,14 +54,16 @@ def build(value: Any, wanted: Any) -> Any:  # noqa: PLR0911 - one line per kind 
     if exact is not None:
         return exact(value)
     if is_union(wanted):
-        return _build_union(value, wanted)
+        return _build_union(value, wanted, declared)
     origin = typing.get_origin(wanted)
     if origin is typing.Literal:
         if any(value == choice and type(value) is type(choice) for choice in wanted.__args__):
             return value
         raise unfit(value, wanted)
     if origin is not None and not dataclasses.is_dataclass(origin):
-        return _build_generic(value, origin, typing.get_args(wanted), wanted)
+        return _build_generic(value, origin, wanted, declared)
+    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
+        return _build_enum(value, wanted, declared)
     return _build_class(value, wanted)
 
 
@@ -217,7 +227,7 @@ _EXACT: dict[Any, Callable[[Any], Any]] = {
 }
 
 
-def _build_union(value: Any, wanted: Any) -> Any:
+def _build_union(value: Any, wanted: Any, declared: types_pb2.LiteralType | None) -> Any:
     choices = [strip(choice) for choice in typing.get_args(wanted)]
     for choice in choices:
         if choice is type(value) or (value is None and choice is types.NoneType):
@@ -226,7 +236,7 @@ def _build_union(value: Any, wanted: Any) -> Any:
     choices.sort(key=lambda choice: not _knows(choice, value))
     for choice in choices:
         try:
-            return build(value, choice)
+            return build(value, choice, declared)
         except Trouble:
             continue
     raise unfit(value, wanted)
@@ -241,7 +251,10 @@ def _knows(choice: Any, value: Any) -> bool:
     return value.keys() == set(names)
 
 
-def _build_generic(value: Any, origin: Any, arguments: tuple[Any, ...], wanted: Any) -> Any:
+def _build_generic(
+    value: Any, origin: Any, wanted: Any, declared: types_pb2.LiteralType | None
+) -> Any:
+    arguments = typing.get_args(wanted)
     if not isinstance(origin, type):
         raise unfit(value, wanted)
     if issubclass(origin, tuple):
@@ -250,11 +263,13 @@ def _build_generic(value: Any, origin: Any, arguments: tuple[Any, ...], wanted: 
         if not isinstance(value, Mapping):
             raise unfit(value, wanted)
         keys, elements = arguments
-        return {_build_key(key, keys): _step(value[key], elements, key) for key in value}
+        inner = _inner(declared, "map_value_type")
+        return {_build_key(key, keys): _step(value[key], elements, key, inner) for key in value}
     if not isinstance(value, (list, tuple, set, frozenset)):
         raise unfit(value, wanted)
     (elements,) = arguments
-    built: list[Any] = [_step(element, elements, i) for i, element in enumerate(value)]
+    inner = _inner(declared, "collection_type")
+    built: list[Any] = [_step(element, elements, i, inner) for i, element in enumerate(value)]
     try:
         if origin is set:
             return set(built)
@@ -289,16 +304,16 @@ def _build_key(key: Any, wanted: Any) -> Any:
         raise
 
 
-def _step(value: Any, wanted: Any, step: object) -> Any:
+def _step(
+    value: Any, wanted: Any, step: object, declared: types_pb2.LiteralType | None = None
+) -> Any:
     try:
-        return build(value, wanted)
+        return build(value, wanted, declared)
     except Trouble as trouble:
         raise trouble.under(step) from None
 
 
-def _build_class(value: Any, wanted: Any) -> Any:  # noqa: PLR0911 - one line per kind
-    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
-        return _build_enum(value, wanted)
+def _build_class(value: Any, wanted: Any) -> Any:
     if isinstance(wanted, type) and not typing.is_typeddict(wanted) and isinstance(value, wanted):
         return value
     if is_pydantic(wanted):
@@ -316,10 +331,37 @@ def _build_class(value: Any, wanted: Any) -> Any:  # noqa: PLR0911 - one line pe
     raise unfit(value, wanted)
 
 
-def _build_enum(value: Any, wanted: type[enum.Enum]) -> enum.Enum:
-    """Find a member by value (flytekit, and every dataclass) or by name (flyte)."""
+def _inner(declared: types_pb2.LiteralType | None, wanted: str) -> types_pb2.LiteralType | None:
+    """Return the element type of a declared container, found in a union if need be."""
+    for kind in _variants(declared):
+        if kind.WhichOneof("type") == wanted:
+            inner: types_pb2.LiteralType = getattr(kind, wanted)
+            return inner
+    return None
+
+
+def _variants(declared: types_pb2.LiteralType | None) -> list[types_pb2.LiteralType]:
+    if declared is None:
+        return []
+    union = declared.WhichOneof("type") == "union_type"
+    return list(declared.union_type.variants) if union else [declared]
+
+
+def _build_enum(
+    value: Any, wanted: type[enum.Enum], declared: types_pb2.LiteralType | None
+) -> enum.Enum:
+    """Find a member by value (flytekit, and every dataclass) or by name (flyte).
+
+    The declared list decides, so that an enum whose names are other members' values is not mixed
+    up; without one, a value is tried first.
+    """
     if isinstance(value, wanted):
         return value
+    members = wanted.__members__
+    if isinstance(value, str) and value in members:
+        lists = [list(kind.enum_type.values) for kind in _variants(declared)]
+        if [member.name for member in wanted] in lists:
+            return members[value]
     for candidate in (
         (value, int(value)) if type(value) is float and value.is_integer() else (value,)
     ):
@@ -327,8 +369,8 @@ def _build_enum(value: Any, wanted: type[enum.Enum]) -> enum.Enum:
             return wanted(candidate)
         except ValueError:
             continue
-    if isinstance(value, str) and value in wanted.__members__:
-        return wanted.__members__[value]
+    if isinstance(value, str) and value in members:
+        return members[value]
     raise unfit(value, wanted)
 
 

@@ -136,7 +136,7 @@ def to_python(
     """
     try:
         value = decode(literal, literal_type)
-        return value if python_type is None else build(value, python_type)
+        return value if python_type is None else build(value, python_type, literal_type)
     except Trouble as trouble:
         raise trouble.error(path) from None
     except RecursionError:
@@ -162,9 +162,10 @@ def from_literal_map(
     try:
         for name, literal in literal_map.literals.items():
             variable = None if variables is None else variables.get(name)
-            value = decode(literal, None if variable is None else variable.type)
+            declared = None if variable is None else variable.type
+            value = decode(literal, declared)
             wanted = None if python_types is None else python_types.get(name)
-            values[name] = value if wanted is None else build(value, wanted)
+            values[name] = value if wanted is None else build(value, wanted, declared)
     except Trouble as trouble:
         raise trouble.under(name).error(path) from None
     except RecursionError:
