@@ -11,12 +11,14 @@ from connector_service.errors import (
 )
 from connector_service.sdk import (
     AsyncConnectorBase,
+    Blob,
     ConnectorBase,
     ConnectorRegistry,
     Phase,
     Registry,
     Resource,
     ResourceMeta,
+    StructuredDataset,
     SyncConnectorBase,
     TaskCategory,
     convert_to_flyte_phase,
@@ -31,6 +33,7 @@ from connector_service.version import __version__
 
 __all__ = [
     "AsyncConnectorBase",
+    "Blob",
     "ConnectorBase",
     "ConnectorRegistry",
     "ConnectorServiceError",
@@ -41,6 +44,7 @@ __all__ = [
     "Registry",
     "Resource",
     "ResourceMeta",
+    "StructuredDataset",
     "SyncConnectorBase",
     "TaskCategory",
     "TransientError",

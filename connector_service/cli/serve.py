@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import sys
 from typing import Any
@@ -30,6 +32,10 @@ def serve(config_file: str | None, **flags: Any) -> None:
     # While plugins load there is no event loop yet, and process 1 ignores SIGTERM by default.
     signal.signal(signal.SIGTERM, _leave)
     _serve(build(config))
+    # A plain `def` that never returns would keep the interpreter waiting for its thread.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _serve(service: Service) -> None:

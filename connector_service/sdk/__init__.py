@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from connector_service.codec.literals import from_literal_map, to_literal, to_literal_map, to_python
+from connector_service.codec.values import Blob, StructuredDataset
 from connector_service.sdk.connector import AsyncConnectorBase, ConnectorBase, SyncConnectorBase
 from connector_service.sdk.registry import ConnectorRegistry, Registry
 from connector_service.sdk.resource import (
@@ -17,12 +18,14 @@ from connector_service.sdk.secrets import get_connector_secret
 
 __all__ = [
     "AsyncConnectorBase",
+    "Blob",
     "ConnectorBase",
     "ConnectorRegistry",
     "Phase",
     "Registry",
     "Resource",
     "ResourceMeta",
+    "StructuredDataset",
     "SyncConnectorBase",
     "TaskCategory",
     "convert_to_flyte_phase",
