@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ def cli() -> None:
     Exit codes: 0 done; 1 the call or the job failed; 2 wrong usage or settings; 3 the service
     could not start.
     """
+    # Commands print what they have to say; only `serve` keeps a log.
+    logging.getLogger().addHandler(logging.NullHandler())
 
 
 def main(arguments: list[str] | None = None) -> None:

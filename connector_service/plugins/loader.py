@@ -147,7 +147,7 @@ def _register(found: Any, staging: Registry) -> None:
 def _failed(source: Source, error: BaseException) -> PluginRecord:
     missing = isinstance(error, ImportError)
     state = PluginState.MISSING if missing else PluginState.FAILED
-    if missing and source.extras:
+    if missing and source.extras and not _is_own(error, source):
         state = PluginState.SKIPPED
     sentence = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
     frames = [
@@ -171,6 +171,12 @@ def _failed(source: Source, error: BaseException) -> PluginRecord:
     return PluginRecord(
         source.name, source.target, state, source.distribution, error=sentence, where=where
     )
+
+
+def _is_own(error: BaseException, source: Source) -> bool:
+    """Tell whether a module of the plugin's own package is what could not be imported."""
+    missing: str = getattr(error, "name", None) or ""
+    return missing.partition(".")[0] == source.target.partition(".")[0].partition(":")[0]
 
 
 def _distribution(entry: importlib.metadata.EntryPoint) -> str:
