@@ -33,7 +33,7 @@ from connector_service.codec.values import (
 if typing.TYPE_CHECKING:
     from flyteidl.core import types_pb2
 
-__all__ = ["build", "duration", "is_union", "moment", "strip", "unfit", "whole"]
+__all__ = ["build", "duration", "is_union", "moment", "required_keys", "strip", "unfit", "whole"]
 
 
 def build(  # noqa: PLR0911 - one line per kind of type
@@ -83,6 +83,22 @@ def strip(wanted: Any) -> Any:
 def is_union(wanted: object) -> bool:
     """Tell whether a type is ``X | Y`` or ``Union[X, Y]``."""
     return typing.get_origin(wanted) in (typing.Union, types.UnionType)
+
+
+def required_keys(kind: Any) -> set[str]:
+    """Return the keys that a TypedDict requires.
+
+    ``__required_keys__`` is wrong about ``Required`` and ``NotRequired`` where annotations are
+    postponed, as its documentation says.
+    """
+    required = set(kind.__required_keys__)
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        origin = typing.get_origin(hint)
+        if origin is typing.Required:
+            required.add(name)
+        elif origin is typing.NotRequired:
+            required.discard(name)
+    return required
 
 
 def whole(value: Any) -> int:
@@ -324,7 +340,7 @@ def _build_class(value: Any, wanted: Any) -> Any:
         return _build_namedtuple(value, wanted)
     if isinstance(value, dict):
         if typing.is_typeddict(wanted):
-            return _build_fields(value, wanted, wanted.__required_keys__)
+            return _build_fields(value, wanted, required_keys(wanted))
         base = typing.get_origin(wanted) or wanted
         if dataclasses.is_dataclass(base):
             return _build_dataclass(value, base)

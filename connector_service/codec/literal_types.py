@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from flyteidl.core import types_pb2 as pb
 
-from connector_service.codec.build import is_union, strip
+from connector_service.codec.build import is_union, required_keys, strip
 from connector_service.codec.flatten import flatten, is_namedtuple, is_pydantic
 from connector_service.codec.values import (
     Blob,
@@ -203,9 +203,10 @@ def _record(
         return made
     for name, hint in _hints(kind).items():
         try:
-            made.structure.dataclass_type[name].CopyFrom(literal_type(hint, (*around, kind)))
+            field = literal_type(hint, (*around, kind))
         except Trouble:
             continue  # propeller then cannot bind this one field; the value still travels
+        made.structure.dataclass_type[name].CopyFrom(field)
     return made
 
 
@@ -243,7 +244,7 @@ def _fields(kind: Any) -> dict[str, tuple[Any, Any]] | None:
             for field in msgspec.structs.fields(kind)
         }
     if typing.is_typeddict(kind):
-        return {n: (h, missing if n in kind.__required_keys__ else None) for n, h in hints.items()}
+        return {n: (h, missing if n in required_keys(kind) else None) for n, h in hints.items()}
     defaults = getattr(kind, "_field_defaults", {})
     return {name: (hint, defaults.get(name, missing)) for name, hint in hints.items()}
 
@@ -261,6 +262,13 @@ _LEAF_SCHEMAS: dict[Any, dict[str, Any]] = {
     dt.time: {"type": "string", "format": "time"},
     dt.timedelta: {"type": "number", "format": "time-delta"},
     Any: {},
+    Blob: {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]},
+    StructuredDataset: {
+        "type": "object",
+        "properties": {"uri": {"type": "string"}, "file_format": {"type": "string"}},
+        "required": ["uri"],
+    },
+    Schema: {"type": "object", "properties": {"remote_path": {"type": "string"}}},
 }
 
 

@@ -1,6 +1,7 @@
 """The loop that both peers run: read a request, ask the SDK, write the answer.
 
-Requests: ``{"op": "encode", "type", "value"}``, ``{"op": "decode", "type", "value", "literal"}``,
+Requests: ``{"op": "encode", "type", "value"}`` (or ``"encode_old"``),
+``{"op": "decode", "type", "value", "literal"}``,
 ``{"op": "guess", "literal_type"}``. Types and values are source text over the vocabulary, messages
 base64. A refusal by the SDK is an answer, ``{"error"}``, never the end of the peer.
 """
@@ -34,8 +35,8 @@ def answer(request: dict[str, str], peer: Any) -> dict[str, Any]:
         return {"guess": str(peer.guess(base64.b64decode(request["literal_type"])))}
     kind = eval(request["type"], peer.NAMES)
     value = eval(request["value"], peer.NAMES)
-    if request["op"] == "encode":
-        literal, literal_type = peer.encode(kind, value)
+    if request["op"].startswith("encode"):
+        literal, literal_type = getattr(peer, request["op"])(kind, value)
         return {
             "literal": base64.b64encode(literal).decode(),
             "literal_type": base64.b64encode(literal_type).decode(),

@@ -1,5 +1,6 @@
 """Encode and decode with the real flytekit: one JSON request a line in, one answer a line out."""
 
+import os
 import sys
 
 import flytekit
@@ -38,6 +39,16 @@ def encode(kind: object, value: object) -> tuple[bytes, bytes]:
         literal.to_flyte_idl().SerializeToString(),
         literal_type.to_flyte_idl().SerializeToString(),
     )
+
+
+def encode_old(kind: object, value: object) -> tuple[bytes, bytes]:
+    os.environ["FLYTE_USE_OLD_DC_FORMAT"] = "true"
+    TypeEngine._LITERAL_CACHE.clear()  # it does not look at the setting
+    try:
+        return encode(kind, value)
+    finally:
+        del os.environ["FLYTE_USE_OLD_DC_FORMAT"]
+        TypeEngine._LITERAL_CACHE.clear()
 
 
 def decode(kind: object, data: bytes) -> object:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from flyteidl.core import literals_pb2, types_pb2
 
@@ -110,8 +111,8 @@ class Peer:
         self._process.stdin.flush()
         return self._read()
 
-    def encode(self, kind: str, value: str) -> tuple[Any, Any]:
-        answer = self.ask(op="encode", type=kind, value=value)
+    def encode(self, kind: str, value: str, op: str = "encode") -> tuple[Any, Any]:
+        answer = self.ask(op=op, type=kind, value=value)
         assert "error" not in answer, answer
         return (
             literals_pb2.Literal.FromString(base64.b64decode(answer["literal"])),
@@ -186,6 +187,30 @@ def test_our_literals_are_their_values(peer: Peer, who: str, kind: str, value: s
         assert literal == theirs
     else:
         assert to_python(literal, literal_type, ours(kind)) == ours(value)
+
+
+@pytest.mark.parametrize(("kind", "value"), vocabulary.OLD)
+def test_the_older_struct_form_is_read(peer: Peer, kind: str, value: str) -> None:
+    """What flytekit writes as a protobuf Struct decodes to the same value, its ints as ints."""
+    only(peer, "flytekit")
+    literal, literal_type = peer.encode(kind, value, op="encode_old")
+    assert "generic {" in str(literal)
+    assert vocabulary.same(to_python(literal, literal_type, ours(kind)), ours(value))
+    assert vocabulary.same(to_python(literal, None, ours(kind)), ours(value))
+
+
+@pytest.mark.parametrize(("kind", "value", "plain"), vocabulary.FRAGMENTS)
+def test_a_field_of_a_record_is_read_alike(peer: Peer, kind: str, value: str, plain: str) -> None:
+    """One field that propeller cut out of a dataclass is here what it is in the SDK."""
+    if peer.name == "flyte" and kind == "Color":
+        pytest.skip("Flyte 2 binds no fields, and flyte declares names where a field holds values")
+    _, literal_type = peer.encode(kind, value)
+    literal = literals_pb2.Literal()
+    literal.scalar.binary.value = msgspec.msgpack.encode(ours(plain))
+    literal.scalar.binary.tag = "msgpack"
+    answer = peer.decode(kind, value, literal)
+    assert answer.get("same"), answer
+    assert vocabulary.same(to_python(literal, literal_type, ours(kind)), ours(value))
 
 
 def essence(literal_type: Any) -> Any:

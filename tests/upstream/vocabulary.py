@@ -65,6 +65,16 @@ class Report:
 
 
 @dataclasses.dataclass
+class Plain:
+    title: str
+    sizes: List[int]
+    counts: Dict[str, int]
+    origin: Point
+    maybe: Optional[int] = None
+    path: Optional[List[Point]] = None
+
+
+@dataclasses.dataclass
 class Node:
     name: str
     next: Optional["Node"] = None
@@ -178,6 +188,8 @@ COMMON = [
     ("Point", "Point(2**53 + 1, -1.5)"),
     ("List[Point]", "[Point(1), Point(2, 2.5)]"),
     ("Dict[str, Point]", "{'a': Point(1)}"),
+    ("Plain", "Plain('t', [1, 2], {'a': 1}, Point(1), 4, [Point(5, 6.0)])"),
+    ("Node", "Node('a', Node('b', None))"),
     ("Report", REPORT),
     ("List[Report]", f"[{REPORT}]"),
     ("Model", "Model(name='m')"),
@@ -190,6 +202,47 @@ COMMON = [
     ("Directory", "directory('s3://bucket/prefix')"),
     ("Dataset", "dataset('s3://bucket/table', 'csv')"),
     ("Optional[Dataset]", "dataset('s3://bucket/table', 'parquet')"),
+]
+
+# What propeller hands a task that binds one field of a dataclass: the field's plain content.
+FRAGMENTS = [
+    ("int", "3", "3"),
+    ("float", "2.5", "2.5"),
+    ("str", "'x'", "'x'"),
+    ("bool", "True", "True"),
+    ("Optional[int]", "None", "None"),
+    ("Optional[str]", "'x'", "'x'"),
+    (
+        "datetime.datetime",
+        "datetime.datetime(2024, 1, 1, tzinfo=utc)",
+        "'2024-01-01T00:00:00+00:00'",
+    ),
+    ("datetime.datetime", "datetime.datetime(2024, 1, 1)", "'2024-01-01T00:00:00'"),
+    ("datetime.date", "datetime.date(2024, 1, 1)", "'2024-01-01'"),
+    ("datetime.timedelta", "datetime.timedelta(seconds=1.5)", "1.5"),
+    ("List[int]", "[1, 2]", "[1, 2]"),
+    ("List[List[float]]", "[[1.5], []]", "[[1.5], []]"),
+    ("Dict[str, int]", "{'a': 1}", "{'a': 1}"),
+    ("Dict[int, str]", "{1: 'a'}", "{1: 'a'}"),
+    ("dict", "{'a': {1: None}}", "{'a': {1: None}}"),
+    ("Point", "Point(1, 2.0)", "{'x': 1, 'y': 2.0}"),
+    ("List[Point]", "[Point(1)]", "[{'x': 1, 'y': 0.0}]"),
+    ("Color", "Color.RED", "'red'"),
+]
+
+# What flytekit still writes when FLYTE_USE_OLD_DC_FORMAT is set: a protobuf Struct.
+OLD = [
+    ("Point", "Point(2, 3.0)"),
+    ("Point", "Point(-7, 0.5)"),
+    ("List[Point]", "[Point(1), Point(2)]"),
+    ("Dict[str, Point]", "{'a': Point(1)}"),
+    ("Optional[Point]", "Point(1, 2.0)"),
+    ("Dict[int, str]", "{1: 'a'}"),
+    ("Dict[int, float]", "{1: 2.0}"),
+    ("dict", "{'a': 'x', 'b': [True, None], 'c': {}}"),
+    ("dict", "{'a': 1.5}"),
+    ("Plain", "Plain('t', [1, 2], {'a': 1}, Point(1), 4, [Point(5, 6.0)])"),
+    ("Model", "Model(name='m', count=3, points=[Point(1, 2.0)])"),
 ]
 
 FLYTEKIT = [
