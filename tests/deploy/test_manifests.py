@@ -8,6 +8,7 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -428,6 +429,21 @@ def test_task_types_are_pinned_twice(propeller: dict[str, Any], manifest: str) -
     pinned = propeller["tasks"]["task-plugins"]["default-for-task-types"]
     assert pinned == dict.fromkeys(listed, "connector-service")
     assert all(name == name.lower() for name in listed)  # its keys lose their capitals
+
+
+@CLIENTS
+def test_task_types_are_the_shipped_ones(propeller: dict[str, Any], manifest: str) -> None:
+    """Whoever applies the examples as they are gets every connector of the image."""
+    del manifest
+    pytest.importorskip("duckdb", reason="the duckdb extra is not installed")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    targets = project["entry-points"]["connector_service.connectors"].values()
+    shipped = []
+    for target in targets:
+        module, attribute = target.split(" ")[0].split(":")
+        shipped.append(getattr(import_module(module), attribute)().task_category.name)
+    listed = propeller["plugins"]["connector-service"]["supportedTaskTypes"]
+    assert sorted(listed) == sorted(shipped)
 
 
 @CLIENTS
