@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from pathlib import Path
+from urllib.parse import quote
 
 from connector_service.errors import SecretNotFoundError
 
@@ -18,18 +19,29 @@ _MOST_VALUES = 1000  # a connector that rotates secrets must not grow this for e
 _seen: dict[str, None] = {}
 _seen_lock = threading.Lock()
 
-# What looks like a credential in free text, whoever wrote it.
-_PATTERNS = (
-    re.compile(r"(?i)(\b(?:bearer|basic)\s+)[A-Za-z0-9+/_.~=-]{8,}"),
-    re.compile(
-        r"(?i)([\w.-]*(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key|credential"
-        r"|private[_-]?key|authorization)[\w.-]*[\"']?\s*[=:]\s*[\"']?)(?!(?:bearer|basic)\b)"
-        r"[^\s\"',;&)}\]]+"
-    ),
-    re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s:/@]*:)[^\s/@]+(?=@)"),
-)
+# A private key, whole: the patterns below would mask its first line and leave the rest.
 _PEM = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
+    r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)",
+    re.DOTALL,
+)
+# What looks like a credential in free text, whoever wrote it. Nothing that repeats stands at a
+# pattern's left without a bound, so the time is linear whatever the text.
+_PATTERNS = (
+    # `Basic authentication` is prose: a credential has a digit, mixed case, or much length.
+    re.compile(
+        r"(\b(?i:bearer|basic)\s{1,8})"
+        r"(?=[\w+/.~=-]*?\d|(?=[\w+/.~=-]*[a-z])[\w+/.~=-]+?[A-Z]|[\w+/.~=-]{24})[\w+/.~=-]{8,}"
+    ),
+    # password=..., "api_key": "...", \"token\": \"...\"; a value in quotes ends with its quote.
+    # Counting `tokens`, a `tokenizer` and a `secretary` are no secrets.
+    re.compile(
+        r"(?i)((?:passw(?:or)?d|passphrase|pwd|secret(?!ar)|token(?!s\b|iz)|api[_-]?key|access[_-]?key"
+        r"|credential|private[_-]?key|authorization)[\w.-]{0,64}\\{0,3}[\"']?\s{0,8}[=:]\s{0,8}"
+        r"(?:b?(\")|b?(')|(\\{1,3}[\"']))?(?:(?:bearer|basic)\s{1,8})?)"
+        r"(?(2)(?:\\.|[^\"\\\n])+|(?(3)(?:\\.|[^'\\\n])+|(?(4)[^\"'\\\n]+|[^\s\"',;&)}\]]+)))"
+    ),
+    # scheme://user:password@host; up to the last @ before the path, for a password may hold one.
+    re.compile(r"(://[^\s:/@]{0,256}:)[^\s/\"<>]+(?=@)"),
 )
 
 
@@ -48,23 +60,25 @@ def get_connector_secret(key: str) -> str:
     for name in (variable, key.upper()):
         if (value := os.environ.get(name)) is not None:
             return _remember(value.strip())
+    if Path(key).is_absolute() or ".." in Path(key).parts:
+        # A key may come from a task's template; it must not choose any file of this machine.
+        raise SecretNotFoundError(key, "a key is a plain name, not a path elsewhere")
     folder = Path(os.environ.get("FLYTE_SECRETS_DEFAULT_DIR", "/etc/secrets"))
-    file_name = f"{os.environ.get('FLYTE_SECRETS_FILE_PREFIX', '')}{key.lower()}"
-    path = folder / file_name
-    if ".." in Path(file_name).parts:
-        raise SecretNotFoundError(key, "a key is a plain name, not a path upwards")
+    path = folder / f"{os.environ.get('FLYTE_SECRETS_FILE_PREFIX', '')}{key.lower()}"
     try:
         return _remember(path.read_text(encoding="utf-8").strip())
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the key
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SecretNotFoundError(
             key,
             f"set {variable} (or {key.upper()}) in the service's environment, or put it in {path}"
-            f" ({error.strerror})",
+            f" ({reason})",
         ) from None
 
 
 def redact(text: str) -> str:
     """Mask every secret that was handed out, and whatever looks like a credential."""
+    text = _PEM.sub(_MASK, text)
     if _seen:
         with _seen_lock:
             values = sorted(_seen, key=len, reverse=True)
@@ -73,13 +87,14 @@ def redact(text: str) -> str:
                 text = text.replace(value, _MASK)
     for pattern in _PATTERNS:
         text = pattern.sub(rf"\g<1>{_MASK}", text)
-    return _PEM.sub(_MASK, text)
+    return text
 
 
 def _remember(value: str) -> str:
     if len(value) >= _SHORTEST:
         with _seen_lock:
-            for part in {value, *(line for line in value.splitlines() if len(line) > _SHORTEST)}:
+            lines = (line for line in value.splitlines() if len(line) > _SHORTEST)
+            for part in dict.fromkeys((value, quote(value, safe=""), *lines)):
                 _seen.pop(part, None)
                 _seen[part] = None
             while len(_seen) > _MOST_VALUES:
