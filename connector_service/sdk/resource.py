@@ -10,9 +10,10 @@ import dataclasses
 import functools
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, get_type_hints
 
 import msgspec
 from flyteidl.admin import agent_pb2
@@ -114,7 +115,7 @@ class ResourceMeta:
             return decoded
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise InvalidMetaError(
-                f"The resource meta is not a {cls.__name__}: {_first_line(error)}"
+                f"The resource meta is not a {cls.__name__}: {_without_value(_first_line(error))}."
             ) from None
 
 
@@ -193,21 +194,39 @@ def is_terminal_phase(phase: Phase) -> bool:
 def _decoder(cls: type[ResourceMeta]) -> Callable[[bytes], Any]:
     """Build the decoder of one meta class once: typed where msgspec knows the types."""
     try:
-        typed = msgspec.json.Decoder(cls, dec_hook=_take_as_is)
+        typed = msgspec.json.Decoder(cls, dec_hook=_give_up)
+        honest = _none_fits(cls)
     except (TypeError, NameError):
         # A field of a type msgspec has no rule for, or an annotation that does not resolve.
+        honest = False
+    if not honest:
         return functools.partial(_decode_untyped, cls)
 
     def decode(data: bytes) -> object:
         try:
-            return typed.decode(data)
-        except msgspec.ValidationError:
-            raise
-        except msgspec.DecodeError:
-            # Python's JSON has NaN and Infinity, and flytekit writes them; msgspec refuses them.
-            return msgspec.convert(json.loads(data), cls, dec_hook=_take_as_is)
+            try:
+                return typed.decode(data)
+            except msgspec.ValidationError:
+                raise
+            except msgspec.DecodeError:
+                # Python's JSON has NaN and Infinity, and flytekit writes them; msgspec has not.
+                return msgspec.convert(json.loads(data), cls, dec_hook=_give_up)
+        except _UnknownTypeError:
+            return _decode_untyped(cls, data)
 
     return decode
+
+
+def _none_fits(cls: type[ResourceMeta]) -> bool:
+    """Tell whether every default of None is of its field's type: many write ``job: str = None``."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.default is None:
+            try:
+                msgspec.convert(None, hints[field.name])
+            except msgspec.ValidationError:
+                return False
+    return True
 
 
 def _decode_untyped(cls: type[ResourceMeta], data: bytes) -> object:
@@ -227,8 +246,12 @@ def _decode_untyped(cls: type[ResourceMeta], data: bytes) -> object:
     return cls(**{name: value for name, value in values.items() if name in known})
 
 
-def _take_as_is(_expected: type, value: object) -> object:
-    return value
+class _UnknownTypeError(Exception):
+    """A field is of a class that msgspec has no rule for; upstream leaves its value alone."""
+
+
+def _give_up(_expected: type, _value: object) -> object:
+    raise _UnknownTypeError
 
 
 def _to_struct(info: Mapping[str, Any]) -> Struct:
@@ -249,6 +272,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def _without_value(sentence: str) -> str:
+    """Leave out what an enumeration refused: the bytes are the caller's, the sentence is ours."""
+    return re.sub(r"^(Invalid enum value).*?( - at \S+)?$", r"\1\2", sentence)
 
 
 def _first_line(error: BaseException) -> str:
