@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["cli", "main"]
+
+# gRPC's C++ core writes to standard error by itself, in a format of its own, what also reaches
+# us as an exception. It reads this once, when it is first imported; a caller's own value stays.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 # Command -> module and attribute, imported only when used: `call` need not load the server.
 _COMMANDS: Mapping[str, tuple[str, str]] = {
