@@ -8,6 +8,7 @@ clients see RESOURCE_EXHAUSTED whatever the code was: the 16 KiB limit on metada
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -88,9 +89,10 @@ def classify(error: BaseException, call: Call) -> Status:
     if isinstance(error, asyncio.CancelledError):
         return Status(grpc.StatusCode.CANCELLED.name, "The caller left.")
     code = _code(error)
-    if isinstance(error, ConnectorServiceError) and not isinstance(error, ConnectorFault):
+    said = _said(error)
+    if said is not None:
         incident = secrets.token_hex(4) if code is grpc.StatusCode.INTERNAL else ""
-        text = error.public + (f" (incident {incident})" if incident else "")
+        text = said + (f" (incident {incident})" if incident else "")
         return Status(code.name, elide(_one_line(redact(text)), MAX_DETAILS), incident)
     incident = secrets.token_hex(4)
     what = f"task type {call.category.spoken}" if call.category else "the service"
@@ -126,15 +128,32 @@ def _code(error: BaseException) -> grpc.StatusCode:
     for kind, code in CODES:
         if isinstance(error, kind):
             return code
+    with contextlib.suppress(Exception):  # a stranger's attributes may raise when they are read
+        return _backend_code(error)
+    return grpc.StatusCode.INTERNAL
+
+
+def _backend_code(error: BaseException) -> grpc.StatusCode:
     if isinstance(error, grpc.RpcError):
-        theirs = getattr(error, "code", lambda: None)()
-        return theirs if theirs in _PASSED_ON else grpc.StatusCode.INTERNAL
+        theirs: object = error.code()
+        for code in _PASSED_ON:
+            if code is theirs:
+                return code
+        return grpc.StatusCode.INTERNAL
     for holder in (error, getattr(error, "response", None)):
         for name in ("status_code", "status", "code"):
             value = getattr(holder, name, None)
             if isinstance(value, int) and value in HTTP_CODES:
                 return HTTP_CODES[value]
     return grpc.StatusCode.INTERNAL
+
+
+def _said(error: BaseException) -> str | None:
+    """Return the text that was written to be read; None when there is none."""
+    if isinstance(error, ConnectorServiceError) and not isinstance(error, ConnectorFault):
+        with contextlib.suppress(Exception):  # a connector's subclass may fail at its own text
+            return error.public
+    return None
 
 
 def _one_line(text: str) -> str:
