@@ -27,6 +27,9 @@ __all__ = ["PROTOCOL", "AsyncAgent", "Metadata", "SyncAgent", "add_to_server", "
 
 PROTOCOL = "flyteidl"
 
+_MARGIN = 0.25  # seconds for the answer to reach the client before its deadline
+_MARGIN_SHARE = 0.1  # of a short deadline
+
 _SERVICES = service_pb2.DESCRIPTOR.services_by_name
 
 
@@ -186,6 +189,11 @@ def _call(
 
 
 def _deadline(context: Context) -> float | None:
-    """Return the client's deadline on our monotonic clock; None when it sent none."""
+    """Return when to answer at the latest, on our monotonic clock; None without a deadline.
+
+    It is a little before the client's own: our refusal says what happened, its timer does not.
+    """
     remaining = context.time_remaining()
-    return None if remaining is None else time.monotonic() + remaining
+    if remaining is None:
+        return None
+    return time.monotonic() + remaining - min(_MARGIN, remaining * _MARGIN_SHARE)
