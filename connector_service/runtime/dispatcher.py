@@ -97,6 +97,8 @@ class Dispatcher:
                     error=error,
                 )
             )
+            # The traceback of `error` holds this frame: a cycle that would hold the request.
+            error = None
 
     async def _run(self, call: Call) -> Any:
         if call.operation is Operation.LIST:
