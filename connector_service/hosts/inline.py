@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ from connector_service.errors import (
     UnsupportedOperationError,
     WrongKindError,
 )
+from connector_service.runtime.invoker import contain
 from connector_service.sdk.method import Method, Operation
 from connector_service.sdk.resource import Resource
 
@@ -55,17 +57,21 @@ class InlineHost:
         """Run one operation: create gives bytes, get and do a Resource message, delete nothing."""
         registration = self._registry.resolve(call.category)  # type: ignore[arg-type]
         method = _method(registration, call.operation)
-        arguments = _arguments(method, call, registration)
+        arguments = contain(_arguments, method, call, registration)
         value = await self._invoker.invoke(method, arguments, call.deadline)
-        return _ENCODERS[call.operation](registration, value, call)
+        return contain(_ENCODERS[call.operation], registration, value, call)
 
     async def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> None:
         """Send every message of ``get_logs`` as the connector produces it."""
         registration = self._registry.resolve(call.category)  # type: ignore[arg-type]
         method = _method(registration, call.operation)
-        arguments = _arguments(method, call, registration)
-        async for item in self._invoker.iterate(method, arguments, call.deadline):
-            await send(_expect(agent_pb2.GetTaskLogsResponse, registration, call, item))
+        arguments = contain(_arguments, method, call, registration)
+        # Closed here and now: a caller who left while a message was being sent left us, not it.
+        async with contextlib.aclosing(
+            self._invoker.iterate(method, arguments, call.deadline)
+        ) as items:
+            async for item in items:
+                await send(_expect(agent_pb2.GetTaskLogsResponse, registration, call, item))
 
 
 def _method(registration: Registration, operation: Operation) -> Method:

@@ -7,21 +7,32 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from connector_service.errors import ConnectorFault, DeadlineError
 from connector_service.sdk.method import Method, Style
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
-__all__ = ["Invoker"]
+__all__ = ["Invoker", "contain"]
+
+_log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _THREADS_PER_CONNECTOR = 32
+_CLOSING = 5.0  # seconds that an async generator gets for its `finally`
+# Escaping, these would stop the event loop, and with it every other connector.
+_LETHAL = (SystemExit, KeyboardInterrupt, GeneratorExit)
 _END = object()
+_CLOSE_FAILED = "A connector's generator failed while it was closed."
 
 
 class Invoker:
@@ -51,8 +62,10 @@ class Invoker:
 
     async def iterate(
         self, method: Method, arguments: Mapping[str, Any], deadline: float | None = None
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Run one method and yield its items: what it yields, or the one value it returns.
+
+        Close it when you stop reading: that runs the ``finally`` of the connector's generator.
 
         Raises:
             DeadlineError, ConnectorFault: As ``invoke``.
@@ -65,8 +78,11 @@ class Invoker:
             source = await self.invoke(method, arguments, deadline)
         if isinstance(source, AsyncIterator):
             step = functools.partial(_step_async, source)
+            close = functools.partial(_close_async, source)
         elif isinstance(source, Iterator):
-            step = functools.partial(self._offload, method, functools.partial(next, source, _END))
+            steps = _Steps(source)
+            step = functools.partial(self._offload, method, steps.next)
+            close = functools.partial(self._offload, method, steps.close)
         else:
             yield source
             return
@@ -78,7 +94,7 @@ class Invoker:
                     return
                 yield item
         finally:
-            await self._close(method, source)
+            await close()
 
     def shutdown(self) -> None:
         """Stop taking calls; threads still running are left to end by themselves."""
@@ -103,13 +119,46 @@ class Invoker:
             self._pools[id(connector)] = pool
         return pool
 
-    async def _close(self, method: Method, source: Any) -> None:
-        """Let a generator run its ``finally``, whoever stopped reading."""
-        with contextlib.suppress(Exception):
-            if inspect.isasyncgen(source):
-                await source.aclose()
-            elif inspect.isgenerator(source):
-                await self._offload(method, source.close)
+
+class _Steps:
+    """Steps an iterator on threads, and closes it when no step of it is running.
+
+    A running step cannot be interrupted. When its reader leaves, the step itself closes the
+    iterator at its own end, on its own thread, so that a generator's ``finally`` always runs.
+    """
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self._source = source
+        self._changing = threading.Lock()
+        self._running = False
+        self._left = False
+
+    def next(self) -> Any:
+        with self._changing:
+            self._running = True
+        try:
+            return next(self._source, _END)
+        finally:
+            with self._changing:
+                self._running = False
+                left = self._left
+            if left:
+                self._finish()
+
+    def close(self) -> None:
+        with self._changing:
+            self._left = True
+            running = self._running
+        if not running:
+            self._finish()
+
+    def _finish(self) -> None:
+        close = getattr(self._source, "close", None)
+        try:
+            if close is not None:
+                close()
+        except BaseException:  # noqa: BLE001 - its reader has gone; only the log is left to tell
+            _log.warning(_CLOSE_FAILED, exc_info=True)
 
 
 @contextlib.asynccontextmanager
@@ -121,19 +170,31 @@ async def _guarded(deadline: float | None) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(remaining) as scope:
             yield
-    except TimeoutError:
+    except Exception as error:
+        # Some libraries turn the cancellation that a deadline is into an error of their own.
         if scope.expired():
             raise DeadlineError(
                 "The connector did not answer within the call's deadline."
-            ) from None
+            ) from error
         raise
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise  # the caller has gone
         raise ConnectorFault("The connector cancelled itself.") from error
-    except (SystemExit, KeyboardInterrupt, GeneratorExit) as error:
-        # Escaping, these would stop the event loop, and with it every other connector.
+    except _LETHAL as error:
+        raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
+
+
+def contain(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call connector code that is no operation: its meta's ``encode``, its ``decode``.
+
+    Raises:
+        ConnectorFault: As ``Invoker.invoke``.
+    """
+    try:
+        return function(*args, **kwargs)
+    except (*_LETHAL, asyncio.CancelledError) as error:
         raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
 
 
@@ -154,3 +215,13 @@ def _capture(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
 
 async def _step_async(source: AsyncIterator[Any]) -> Any:
     return await anext(source, _END)
+
+
+async def _close_async(source: AsyncIterator[Any]) -> None:
+    close = getattr(source, "aclose", None)
+    try:
+        async with _guarded(time.monotonic() + _CLOSING):
+            if close is not None:
+                await close()
+    except Exception:  # noqa: BLE001 - its reader has what it came for, or has gone
+        _log.warning(_CLOSE_FAILED, exc_info=True)
