@@ -8,32 +8,31 @@ a protobuf Struct and came back a float, a tuple as a list or as flyte's ``item_
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
-import decimal
 import enum
-import pathlib
 import types
 import typing
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from connector_service.codec.flatten import is_namedtuple, is_pydantic
-from connector_service.codec.values import (
-    Blob,
-    LiteralError,
-    Schema,
-    StructuredDataset,
-    Trouble,
-    type_name,
-)
+from connector_service.codec.leaves import EXACT, unfit
+from connector_service.codec.values import Trouble, type_name
 
 if typing.TYPE_CHECKING:
     from flyteidl.core import types_pb2
 
-__all__ = ["build", "duration", "is_union", "moment", "required_keys", "strip", "unfit", "whole"]
+__all__ = ["build", "is_union", "required_keys", "strip"]
+
+
+_BARE: dict[Any, Any] = {
+    list: list[Any],
+    dict: dict[Any, Any],
+    tuple: tuple[Any, ...],
+    set: set[Any],
+    frozenset: frozenset[Any],
+}
 
 
 def build(  # noqa: PLR0911 - one line per kind of type
@@ -50,7 +49,8 @@ def build(  # noqa: PLR0911 - one line per kind of type
         if value is None:
             return None
         raise unfit(value, wanted)
-    exact = _EXACT.get(wanted)
+    wanted = _BARE.get(wanted, wanted)
+    exact = EXACT.get(wanted)
     if exact is not None:
         return exact(value)
     if is_union(wanted):
@@ -99,148 +99,6 @@ def required_keys(kind: Any) -> set[str]:
         elif origin is typing.NotRequired:
             required.discard(name)
     return required
-
-
-def whole(value: Any) -> int:
-    """Read an int; a protobuf Struct, and JavaScript before it, has only doubles."""
-    kind = type(value)
-    if kind is int:
-        return value  # type: ignore[no-any-return]
-    if kind is float and value.is_integer():
-        return int(value)
-    if isinstance(value, int) and kind is not bool:
-        return int(value)
-    raise unfit(value, int)
-
-
-def moment(value: Any) -> dt.datetime:
-    """Read a datetime, or one written as ISO 8601 text."""
-    if isinstance(value, dt.datetime):
-        return value
-    if isinstance(value, str):
-        try:
-            return dt.datetime.fromisoformat(value)
-        except ValueError:
-            pass
-    raise unfit(value, dt.datetime)
-
-
-def duration(value: Any) -> dt.timedelta:
-    """Read a timedelta, or one written as a number of seconds or as ISO 8601 text."""
-    if isinstance(value, dt.timedelta):
-        return value
-    try:
-        if type(value) is float or type(value) is int:
-            return dt.timedelta(seconds=value)
-        if isinstance(value, str):
-            return msgspec.convert(value, dt.timedelta)
-    except (msgspec.ValidationError, OverflowError, ValueError):
-        pass
-    raise unfit(value, dt.timedelta)
-
-
-def _day(value: Any) -> dt.date:
-    if isinstance(value, dt.datetime):
-        return value.date()
-    if isinstance(value, dt.date):
-        return value
-    if isinstance(value, str):
-        try:
-            return dt.date.fromisoformat(value[:10])
-        except ValueError:
-            pass
-    raise unfit(value, dt.date)
-
-
-def _clock(value: Any) -> dt.time:
-    if isinstance(value, dt.time):
-        return value
-    if isinstance(value, str):
-        try:
-            return dt.time.fromisoformat(value)
-        except ValueError:
-            pass
-    raise unfit(value, dt.time)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, (int, float)) and type(value) is not bool:
-        try:
-            return float(value)
-        except OverflowError:
-            pass
-    raise unfit(value, float)
-
-
-def _raw(value: Any) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):  # pydantic's JSON form of bytes is UTF-8 text
-        return value.encode()
-    raise unfit(value, bytes)
-
-
-def _same(kind: type) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if type(value) is kind:
-            return value
-        raise unfit(value, kind)
-
-    return check
-
-
-def _from_text(kind: type) -> Callable[[Any], Any]:
-    def convert(value: Any) -> Any:
-        if isinstance(value, kind):
-            return value
-        if isinstance(value, (str, int)) and type(value) is not bool:
-            try:
-                return kind(str(value))
-            except (ValueError, ArithmeticError):
-                pass
-        raise unfit(value, kind)
-
-    return convert
-
-
-def _from_map(kind: type, *keys: str) -> Callable[[Any], Any]:
-    def convert(value: Any) -> Any:
-        if isinstance(value, kind):
-            return value
-        if isinstance(value, dict) and isinstance(value.get(keys[0]), str):
-            rest = [value[key] for key in keys[1:] if isinstance(value.get(key), str)]
-            return kind(value[keys[0]], *rest[:1])
-        raise unfit(value, kind)
-
-    return convert
-
-
-_EXACT: dict[Any, Callable[[Any], Any]] = {
-    bool: _same(bool),
-    int: whole,
-    float: _number,
-    str: _same(str),
-    bytes: _raw,
-    bytearray: lambda value: bytearray(_raw(value)),
-    dt.datetime: moment,
-    dt.date: _day,
-    dt.time: _clock,
-    dt.timedelta: duration,
-    decimal.Decimal: _from_text(decimal.Decimal),
-    uuid.UUID: _from_text(uuid.UUID),
-    pathlib.Path: _from_text(pathlib.Path),
-    pathlib.PurePath: _from_text(pathlib.PurePath),
-    pathlib.PurePosixPath: _from_text(pathlib.PurePosixPath),
-    Blob: _from_map(Blob, "path", "format"),
-    StructuredDataset: _from_map(StructuredDataset, "uri", "file_format", "format"),
-    Schema: _from_map(Schema, "remote_path"),
-    LiteralError: _from_map(LiteralError, "message", "failed_node_id"),
-    list: lambda value: build(value, list[Any]),
-    dict: lambda value: build(value, dict[Any, Any]),
-    tuple: lambda value: build(value, tuple[Any, ...]),
-    set: lambda value: build(value, set[Any]),
-    frozenset: lambda value: build(value, frozenset[Any]),
-}
 
 
 def _build_union(value: Any, wanted: Any, declared: types_pb2.LiteralType | None) -> Any:
@@ -391,10 +249,7 @@ def _build_enum(
 
 
 def _build_fields(value: dict[Any, Any], kind: Any, required: Any) -> dict[str, Any]:
-    try:
-        hints = typing.get_type_hints(kind)
-    except (NameError, TypeError):
-        hints = {}
+    hints = _hints(kind)
     for name in sorted(required):
         if name not in value:
             raise Trouble(f"lacks the field {name!r} of {type_name(kind)}")
@@ -403,6 +258,14 @@ def _build_fields(value: dict[Any, Any], kind: Any, required: Any) -> dict[str, 
         for name, element in value.items()
         if name in hints or not hints
     }
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """Return the fields' types, or none at all where an annotation cannot be resolved."""
+    try:
+        return typing.get_type_hints(kind)
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return {}
 
 
 def _build_dataclass(value: dict[Any, Any], kind: Any) -> Any:
@@ -421,7 +284,7 @@ def _build_dataclass(value: dict[Any, Any], kind: Any) -> Any:
 
 
 def _build_namedtuple(value: Any, kind: Any) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     if isinstance(value, (list, tuple)):
         value = dict(zip(kind._fields, value, strict=False))
     if not isinstance(value, dict):
@@ -443,6 +306,10 @@ def _build_struct(value: Any, kind: type[msgspec.Struct]) -> Any:
         _, found, place = str(error).rpartition(" - at `$")
         at = f" at {place.rstrip('`').lstrip('.')}" if found else ""
         raise Trouble(f"does not fit {type_name(kind)}{at}") from None
+    except Trouble:
+        raise
+    except Exception as error:  # noqa: BLE001 - __post_init__ is the author's code
+        raise _refused(kind, error) from None
 
 
 def _build_pydantic(value: Any, kind: Any) -> Any:
@@ -450,6 +317,8 @@ def _build_pydantic(value: Any, kind: Any) -> Any:
         return kind.model_validate(value, strict=False, context={"deserialize": True})
     except ValueError as error:
         first = error
+    except Exception as error:  # noqa: BLE001 - validators are the author's code
+        raise _refused(kind, error) from None
     try:
         # flyte writes an enum inside a model by its name, pydantic and flytekit by its value.
         renamed = _enums_by_name(value, kind)
@@ -492,9 +361,8 @@ def _construct(kind: type, make: Callable[[], Any]) -> Any:
     except Trouble:
         raise
     except Exception as error:  # noqa: BLE001 - __post_init__ is the author's code
-        raise Trouble(f"{type_name(kind)} refused it ({type_name(type(error))})") from None
+        raise _refused(kind, error) from None
 
 
-def unfit(value: object, wanted: Any) -> Trouble:
-    """Say which type was expected and which was found."""
-    return Trouble(f"expected {type_name(wanted)}, found {type_name(type(value))}")
+def _refused(kind: type, error: Exception) -> Trouble:
+    return Trouble(f"{type_name(kind)} refused it ({type_name(type(error))})")

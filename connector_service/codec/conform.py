@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from flyteidl.core import types_pb2
-from google.protobuf import json_format
 
-from connector_service.codec.build import build, duration, moment, whole
+from connector_service.codec.build import build
+from connector_service.codec.leaves import duration, moment, whole
 from connector_service.codec.literal_types import describe, schema_title
 from connector_service.codec.values import (
     Blob,
@@ -23,9 +23,24 @@ from connector_service.codec.values import (
     type_name,
 )
 
-__all__ = ["conform"]
+__all__ = ["conform", "plain_struct"]
 
 _Simple = types_pb2.SimpleType
+
+
+def plain_struct(struct: Any) -> dict[str, Any]:
+    """Read a protobuf Struct into a dict, its numbers all floats as it holds them."""
+    return {key: _plain_value(value) for key, value in struct.fields.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return plain_struct(value.struct_value)
+    if kind == "list_value":
+        return [_plain_value(item) for item in value.list_value.values]
+    return None if kind is None or kind == "null_value" else getattr(value, kind)
+
 
 _BUILT: dict[int, Any] = {
     _Simple.FLOAT: float,
@@ -107,7 +122,7 @@ def _conform_struct(value: Any, declared: types_pb2.LiteralType, *, integers: bo
     if not isinstance(value, dict):
         raise unlike(value, declared)
     if integers and declared.metadata.fields:
-        schema = json_format.MessageToDict(declared.metadata)
+        schema = plain_struct(declared.metadata)
         return _with_integers(value, schema, schema)
     if integers and declared.structure.dataclass_type:
         fields = declared.structure.dataclass_type
@@ -202,7 +217,8 @@ def _says_integer(schema: Mapping[str, Any]) -> bool:
 
 
 def _whole_key(key: str) -> str | int:
-    return int(key) if key.removeprefix("-").isdecimal() else key
+    digits = key.removeprefix("-")
+    return int(key) if len(digits) < 20 and digits.isdecimal() else key
 
 
 def unlike(value: Any, declared: types_pb2.LiteralType) -> Trouble:

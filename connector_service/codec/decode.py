@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flyteidl.core import literals_pb2 as pb
 from flyteidl.core import types_pb2
 
-from connector_service.codec.conform import conform
+from connector_service.codec.conform import conform, plain_struct
 from connector_service.codec.flatten import unpack
 from connector_service.codec.literal_types import describe, schema_title
 from connector_service.codec.values import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["decode"]
 
 _Simple = types_pb2.SimpleType
+_SchemaColumnType = types_pb2.SchemaType.SchemaColumn.SchemaColumnType
 
 
 def decode(literal: pb.Literal, declared: types_pb2.LiteralType | None) -> Any:
@@ -190,21 +191,8 @@ def _decode_binary(literal: pb.Literal, declared: types_pb2.LiteralType | None) 
 def _decode_generic(literal: pb.Literal, declared: types_pb2.LiteralType | None) -> Any:
     if literal.metadata.get("format") == "pickle":
         raise Trouble("is a pickle, which this service never opens")
-    plain = _plain(literal.scalar.generic)
+    plain = plain_struct(literal.scalar.generic)
     return plain if declared is None else conform(plain, declared, integers=True)
-
-
-def _plain(struct: Any) -> dict[str, Any]:
-    return {key: _plain_value(value) for key, value in struct.fields.items()}
-
-
-def _plain_value(value: Any) -> Any:
-    kind = value.WhichOneof("kind")
-    if kind == "struct_value":
-        return _plain(value.struct_value)
-    if kind == "list_value":
-        return [_plain_value(item) for item in value.list_value.values]
-    return None if kind is None or kind == "null_value" else getattr(value, kind)
 
 
 def _decode_blob(literal: pb.Literal, declared: types_pb2.LiteralType | None) -> Any:
@@ -225,8 +213,8 @@ def _decode_structured_dataset(literal: pb.Literal, declared: types_pb2.LiteralT
 
 def _decode_schema(literal: pb.Literal, declared: types_pb2.LiteralType | None) -> Any:
     schema = literal.scalar.schema
-    words = types_pb2.SchemaType.SchemaColumn.SchemaColumnType
-    columns = {one.name: words.Name(one.type).lower() for one in schema.type.columns}
+    words = {number: word.lower() for word, number in _SchemaColumnType.items()}
+    columns = {one.name: words.get(one.type, "unknown") for one in schema.type.columns}
     value = Schema(schema.uri, columns)
     return value if declared is None else conform(value, declared)
 

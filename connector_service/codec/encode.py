@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import operator
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -137,8 +138,11 @@ def _simple(value: Any, declared: types_pb2.LiteralType, room: int) -> pb.Litera
     for (wanted, base), encoder in BY_SIMPLE.items():
         if wanted == simple and isinstance(value, base):
             return encoder(value)
-    if simple == _Simple.INTEGER and hasattr(value, "__index__"):  # numpy's integers
-        return integer(value.__index__())
+    if simple == _Simple.INTEGER:
+        try:
+            return integer(operator.index(value))  # numpy's integers
+        except TypeError:
+            pass
     raise _unfit(value, declared)
 
 

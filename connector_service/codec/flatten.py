@@ -197,7 +197,7 @@ def _ranged(value: Any) -> int:
 
 def refuse_sdk_class(kind: type) -> None:
     """Refuse what only an SDK can encode: its files upload themselves, its frames need pandas."""
-    if kind.__module__.partition(".")[0] in _SDK_ROOTS:
+    if str(kind.__module__).partition(".")[0] in _SDK_ROOTS:
         raise Trouble(
             f"cannot encode {a_type(kind)}, "
             "pass the literal its own SDK makes of it or a value type of connector_service.codec"

@@ -85,7 +85,9 @@ def describe(declared: pb.LiteralType) -> str:
     """Name a literal type for an error: ``INTEGER``, ``list of STRING``, ``blob``."""
     arm = declared.WhichOneof("type")
     if arm == "simple":
-        return str(_Simple.Name(declared.simple))
+        # A later Flyte may know more simple types than this flyteidl can name.
+        names = {number: name for name, number in _Simple.items()}
+        return str(names.get(declared.simple, f"simple type {declared.simple}"))
     if arm == "collection_type":
         return f"list of {describe(declared.collection_type)}"
     if arm == "map_value_type":

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from connector_service.codec.flatten import pack
-from connector_service.codec.values import LiteralError, Trouble
+from connector_service.codec.values import LiteralError, Trouble, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +166,7 @@ def pass_through(value: Any, declared: types_pb2.LiteralType | None) -> pb.Liter
         model = getattr(type(value), "to_flyte_idl", None)
         if not callable(model):
             return None
-        value = model(value)
+        value = _ask(model, value)
         if not isinstance(value, Message):
             return None
     package, _, name = value.DESCRIPTOR.full_name.rpartition(".")
@@ -183,3 +183,11 @@ def pass_through(value: Any, declared: types_pb2.LiteralType | None) -> pb.Liter
     except (ValueError, TypeError, AttributeError, json_format.Error):
         raise Trouble(f"cannot encode a {value.DESCRIPTOR.full_name} as a struct") from None
     return made
+
+
+def _ask(model: Any, value: Any) -> Any:
+    try:
+        return model(value)
+    except Exception as error:  # noqa: BLE001 - the SDK's code, or whoever has such a method
+        kinds = type_name(type(value)), type_name(type(error))
+        raise Trouble("{} could not give its message ({})".format(*kinds)) from None

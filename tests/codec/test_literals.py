@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import math
+import random
 import subprocess
 import sys
 
 import pytest
 from flyteidl.core import interface_pb2, literals_pb2, types_pb2
+from google.protobuf.message import DecodeError
 
 from connector_service.codec import (
     CodecError,
@@ -455,6 +457,38 @@ def test_a_bad_map_is_refused_with_the_path(values: object, text: str) -> None:
     with pytest.raises(CodecError) as caught:
         to_literal_map(values, path="outputs")  # type: ignore[arg-type]
     assert str(caught.value).encode("utf-8", "replace") == text.encode("utf-8", "replace")
+
+
+def test_damaged_literals_end_in_a_value_or_a_codec_error() -> None:
+    """Literals with random bytes changed, under right and wrong types, raise nothing else."""
+    dice = random.Random(7)
+    kinds = [kind for kind, _ in MAPS] + [int, str, dt.datetime, dt.timedelta, list[int | None]]
+    types = [to_literal_type(kind) for kind in kinds]
+    written = [to_literal(v, declared(simple)) for v, simple in SAME_BACK]
+    written += [to_literal(value, to_literal_type(kind)) for kind, value in MAPS]
+    outcomes = {"value": 0, "error": 0}
+    for _ in range(3000):
+        data = bytearray(dice.choice(written).SerializeToString())
+        for _ in range(dice.randrange(4)):
+            if data:
+                data[dice.randrange(len(data))] = dice.randrange(256)
+        try:
+            literal = literals_pb2.Literal.FromString(bytes(data))
+        except DecodeError:
+            continue
+        index = dice.randrange(len(kinds))
+        for literal_type, kind in (
+            (None, None),
+            (types[index], None),
+            (types[index], kinds[index]),
+        ):
+            try:
+                to_python(literal, literal_type, kind)
+            except CodecError:
+                outcomes["error"] += 1
+            else:
+                outcomes["value"] += 1
+    assert min(outcomes.values()) > 100
 
 
 def test_the_codec_imports_no_sdk() -> None:

@@ -352,3 +352,98 @@ def test_a_recursive_record_that_holds_itself_is_refused() -> None:
         CodecError, match=r"^value\.next: cannot encode .*Node that contains itself"
     ):
         to_literal(node)
+
+
+def test_an_authors_own_exception_stays_an_error_of_the_codec() -> None:
+    """What a class raises while it is built or dumped ends as a CodecError that names the class."""
+    pydantic = pytest.importorskip("pydantic")
+
+    class Bomb(msgspec.Struct):
+        a: int
+
+        def __post_init__(self) -> None:
+            raise RuntimeError("hunter2")
+
+    class Mine(pydantic.BaseModel):  # type: ignore[misc, name-defined]
+        a: int
+
+        @pydantic.field_validator("a")  # type: ignore[untyped-decorator, unused-ignore]
+        @classmethod
+        def explode(cls, a: int) -> int:
+            raise RuntimeError("hunter2")
+
+        @pydantic.model_serializer  # type: ignore[untyped-decorator, unused-ignore]
+        def burst(self) -> dict[str, int]:
+            raise RuntimeError("hunter2")
+
+    for kind in (Bomb, Mine):
+        with pytest.raises(CodecError, match=rf"{kind.__name__} refused it \(RuntimeError\)"):
+            to_python(to_literal({"a": 1}), python_type=kind)
+    with pytest.raises(CodecError, match=r"cannot dump a .*Mine as JSON") as caught:
+        to_literal(Mine.model_construct(a=1))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_annotations_that_cannot_be_resolved_do_not_stop_a_record() -> None:
+    """A dataclass whose annotations name what is not there still travels, field by field."""
+    kind = dataclasses.make_dataclass("Odd", [("a", "NoSuchType"), ("b", "int")])
+    value = kind(a=[1], b=2)
+    assert to_python(to_literal(value), python_type=kind) == value
+    with pytest.raises(CodecError, match="Odd has annotations that cannot be resolved"):
+        to_literal_type(kind)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "back"),
+    [
+        ("2024-01-02T03:04:05", dt.date, dt.date(2024, 1, 2)),
+        ([1, 2], list, [1, 2]),
+        ({"a": 1}, dict, {"a": 1}),
+        ([1], tuple, (1,)),
+        ([1], set, {1}),
+        ([1], frozenset, frozenset({1})),
+        ("é", bytes, "é".encode()),
+        (b"x", bytearray, bytearray(b"x")),
+        (1, Level | str, Level.LOW),
+        ([1, [Point(1)]], Named, Named(1, [Point(1)])),
+        ({"1.5": 1}, dict[float, int], {1.5: 1}),
+        (1.0, Level, Level.LOW),
+    ],
+    ids=str,
+)
+def test_bare_containers_and_near_forms_are_built(value: object, kind: Any, back: object) -> None:
+    """A container type without elements, and text of a near form, are read as what is wanted."""
+    got = to_python(to_literal(value), python_type=kind)
+    assert got == back
+    assert type(got) is type(back)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ("hunter2", dt.date),
+        ("hunter2", dt.time),
+        (1, dt.time),
+        (1, dt.date),
+        (1, dt.datetime),
+        (1, bytes),
+        (None, float),
+        (1, type(None)),
+        ("a", dict[str, int]),
+        (1, list[int]),
+        (1, tuple[int]),
+        (1, Named),
+        ({"a": 1}, Named),
+        ({"hunter2": 1}, dict[int, int]),
+        ({"path": 1}, Blob),
+        ({}, Typed),
+        (1, typing.Callable[[int], int]),
+    ],
+    ids=str,
+)
+def test_every_builder_refuses_alike(value: object, kind: Any) -> None:
+    """No builder raises anything but a CodecError, nor quotes what it was given."""
+    with pytest.raises(CodecError) as caught:
+        to_python(to_literal(value), python_type=kind)
+    if not isinstance(value, dict):
+        assert "hunter2" not in str(caught.value)

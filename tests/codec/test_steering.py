@@ -423,3 +423,41 @@ def test_a_self_made_deep_literal_is_an_error() -> None:
     wrapped.literals["a"].collection.literals.append(literals_pb2.Literal())
     with pytest.raises(CodecError, match=r"inputs\.a\[0\]: is a literal that holds no value"):
         from_literal_map(wrapped, {"a": interface_pb2.Variable()})
+
+
+def test_what_a_later_flyte_adds_is_an_error_and_no_crash() -> None:
+    """Enum numbers that this flyteidl cannot name are refused or called unknown."""
+    newer = types_pb2.LiteralType.FromString(b"\x08\x63")  # simple: 99
+    with pytest.raises(CodecError, match="cannot encode an int as simple type 99"):
+        to_literal(1, newer)
+    with pytest.raises(CodecError, match="expected simple type 99, found int"):
+        to_python(SEVEN, newer)
+    schema = literals_pb2.Literal()
+    column = schema.scalar.schema.type.columns.add(name="a")
+    column.MergeFromString(b"\x10\x63")
+    assert to_python(schema) == Schema("", {"a": "unknown"})
+
+
+def test_a_class_is_no_integer() -> None:
+    """The class ``int`` has an ``__index__`` too, and is refused like any other class."""
+    with pytest.raises(CodecError, match="cannot encode a type as INTEGER"):
+        to_literal(int, to_literal_type(int))
+
+
+def test_a_model_that_cannot_give_its_message_is_refused() -> None:
+    """An exception of foreign code ends as a CodecError without its text."""
+
+    class Failing:
+        def to_flyte_idl(self) -> None:
+            raise RuntimeError("hunter2")
+
+    with pytest.raises(CodecError, match=r"Failing could not give its message \(RuntimeError\)"):
+        to_literal(Failing())
+
+
+def test_absurd_keys_stay_text() -> None:
+    """A key of thousands of digits is not read as an int, which Python would refuse."""
+    literal_type = to_literal_type(Shape)
+    key = "9" * 5000
+    got = to_python(generic({"by_id": {key: 1}}), literal_type)
+    assert got["by_id"] == {key: 1.0}
