@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find connector_service -name '*.py')
 
-.PHONY: demo test check lock protos clean install
+.PHONY: demo test check lock protos image clean install
 
 $(VENV)/.requirements: requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,9 @@ lock:
 
 protos: install
 	$(BIN)/python protos/pin.py
+
+image:
+	docker build --build-arg VERSION=$$(sed -n "s/__version__ = \"\(.*\)\"/\1/p" connector_service/version.py) --build-arg REVISION=$$(git rev-parse HEAD) -t connector-service .
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
