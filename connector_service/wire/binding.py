@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import MethodDescriptor
+    from collections.abc import Callable
+
+    from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
 __all__ = ["bind"]
+
+_log = logging.getLogger(__name__)
 
 
 def bind(server: grpc.aio.Server, service: Any, servicer: object) -> None:
@@ -39,6 +45,24 @@ def _handler(method: MethodDescriptor, function: Any) -> grpc.RpcMethodHandler[A
     }[method.client_streaming, method.server_streaming]
     return make(
         function,
-        request_deserializer=GetMessageClass(method.input_type).FromString,
+        request_deserializer=_reader(method.input_type),
         response_serializer=GetMessageClass(method.output_type).SerializeToString,
     )
+
+
+def _reader(kind: Descriptor) -> Callable[[bytes], Any]:
+    """Read requests; bytes that are none become an empty one, which the wire refuses.
+
+    An exception here is answered by grpc itself: UNKNOWN with its text, a traceback in the log a
+    request, and no record of the call.
+    """
+    message = GetMessageClass(kind)
+
+    def read(data: bytes) -> Any:
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            _log.warning("request is not decodable", extra={"message_type": kind.full_name})
+            return message()
+
+    return read
