@@ -30,9 +30,9 @@ class ConnectorBase(ABC):  # noqa: B024 - its two subclasses have the abstract m
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "name" not in cls.__dict__ and not any(
-            "name" in base.__dict__ for base in cls.__mro__[1:] if base.__module__ != __name__
-        ):
+        # A name that is a base's default is nobody's choice.
+        defaults = {ConnectorBase.name, *(base.__name__ for base in cls.__mro__[1:])}
+        if "name" not in vars(cls) and cls.name in defaults:
             cls.name = cls.__name__
 
     def __init__(self, task_type_name: str, task_type_version: int = 0, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from connector_service.errors import AuthorError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from connector_service.sdk.connector import ConnectorBase
 
@@ -61,19 +61,23 @@ class Method:
     takes: tuple[str, ...]
 
 
-def inspect_methods(connector: ConnectorBase, base: type) -> dict[Operation, Method]:
-    """Inspect every operation that ``connector`` implements beyond its abstract ``base``.
+def inspect_methods(
+    connector: ConnectorBase, bases: Sequence[type[ConnectorBase]]
+) -> dict[Operation, Method]:
+    """Inspect every operation of ``bases`` that ``connector`` implements beyond them.
+
+    Any other method is its author's own affair, even one that is called ``get``.
 
     Raises:
         AuthorError: A method demands an argument that the service never passes.
     """
     methods = {}
     for operation in ARGUMENTS:
+        inherited = [getattr(base, operation) for base in bases if hasattr(base, operation)]
         function = getattr(connector, operation, None)
-        if function is None or not callable(function):
+        if not inherited or not callable(function):
             continue
-        own = getattr(type(connector), operation, None)
-        if operation in _OPTIONAL and own is not None and own is getattr(base, operation, None):
+        if operation in _OPTIONAL and getattr(function, "__func__", None) in inherited:
             continue
         methods[operation] = Method(
             operation, function, _style(function), _takes(connector, operation, function)

@@ -191,11 +191,10 @@ def _inspect(connector: object, override: bool) -> Registration:
         raise AuthorError(
             f"{connector.__name__} is a class; register an instance: {connector.__name__}()."
         )
-    if isinstance(connector, SyncConnectorBase):
-        base: type[ConnectorBase] = SyncConnectorBase
-    elif isinstance(connector, AsyncConnectorBase):
-        base = AsyncConnectorBase
-    else:
+    bases = [
+        base for base in (SyncConnectorBase, AsyncConnectorBase) if isinstance(connector, base)
+    ]
+    if not isinstance(connector, ConnectorBase) or not bases:
         raise AuthorError(
             f"{type(connector).__name__} is no connector; subclass AsyncConnectorBase or"
             f" SyncConnectorBase."
@@ -206,11 +205,16 @@ def _inspect(connector: object, override: bool) -> Registration:
             f"{type(connector).__name__} has no task type; call"
             f" super().__init__(task_type_name=...) in its __init__."
         )
+    if not isinstance(category.name, str) or not isinstance(category.version, int):
+        raise AuthorError(
+            f"{type(connector).__name__} serves {tuple(category)!r}; a task type's name is a str"
+            f" and its version an int."
+        )
     return Registration(
         connector,
         category,
-        inspect_methods(connector, base),
-        base is SyncConnectorBase,
+        inspect_methods(connector, bases),
+        isinstance(connector, SyncConnectorBase),
         override,
     )
 
