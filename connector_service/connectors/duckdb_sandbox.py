@@ -81,8 +81,6 @@ def connect(options: Options, reach: Reach, *, confined: bool) -> Any:
         config={
             "threads": options.threads,
             "memory_limit": f"{options.memory_limit_mib}MiB",
-            "temp_directory": str(reach.work / "spill"),
-            "max_temp_directory_size": f"{options.max_spill_mib}MiB",
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "allow_community_extensions": "false",
@@ -93,6 +91,9 @@ def connect(options: Options, reach: Reach, *, confined: bool) -> Any:
     files = [str(path) for path in (*reach.files, *reach.written)]
     folders = [f"{path}{os.sep}" for path in reach.folders]
     for statement, values in (
+        # Given to connect() above, the limit is taken and never applied (1.4.5, 2.0.0).
+        ("SET temp_directory = $1", [str(reach.work / "spill")]),
+        ("SET max_temp_directory_size = $1", [f"{options.max_spill_mib}MiB"]),
         ("SET TimeZone = 'UTC'", None),
         ("SET enable_progress_bar = true", None),  # without it no progress is counted
         ("SET enable_progress_bar_print = false", None),

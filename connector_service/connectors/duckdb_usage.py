@@ -117,7 +117,7 @@ class Recorder:
         # A full disk ends the query, not the measuring of it.
         with (
             contextlib.suppress(OSError),
-            open(self._folder.usage_path, mode, encoding="ascii", opener=_privately) as file,  # noqa: PTH123 - Path.open takes no opener
+            open(self._folder.usage_path, mode, encoding="ascii", opener=_privately) as file,
         ):
             file.write(lines)
 
