@@ -334,8 +334,12 @@ async def test_a_sync_stream_out_of_order_is_refused(
 ) -> None:
     """INVALID_ARGUMENT names what came and what was expected; the connector is not called."""
     messages, problem = ORDERS[case]
-    called: list[object] = []
-    async with serve(fake(do=called.append)) as served:
+    called: list[str] = []
+
+    def do(self: object) -> None:
+        called.append("do")
+
+    async with serve(fake(do=do)) as served:
         stub: Any = SyncAgentServiceStub(channel(served.endpoint))
         ended = await finished(stub.ExecuteTaskSync(iter(messages), timeout=10))
         record = await call_log.next()
@@ -548,7 +552,7 @@ async def test_the_answers_of_a_jobs_life_are_whole_messages(fake: Any, channel:
 
 
 async def test_inputs_over_four_mebibytes_are_accepted(fake: Any) -> None:
-    """The 4 MiB that gRPC allows by default do not hold: Flyte's inputs may be larger, both ways."""
+    """The 4 MiB that gRPC allows by default are no limit here, neither in nor out."""
     text = Literal(scalar=Scalar(primitive=Primitive(string_value="x" * (6 << 20))))
     inputs = LiteralMap(literals={"text": text})
     connectors = [
