@@ -5,14 +5,14 @@ No gRPC here: ``wire/status.py`` maps this tree to status codes, in one table.
 ConnectorServiceError
 ├── OperatorError                  the operator's to mend: start-up stops with ``exit_code``
 │   ├── ConfigError                a setting is unknown, malformed or contradicts another
-│   ├── StartupError               the service could not start with valid settings
-│   └── PluginError                a plugin could not be loaded and --strict is on
+│   └── StartupError               the service could not start with valid settings
+│       └── PluginError            a plugin could not be loaded and --strict is on
 ├── AuthorError                    the connector author's: its class or registration is wrong
 │   └── DuplicateConnectorError    two connectors want one task category
 ├── CallError                      the caller's: this call cannot be answered as asked
 │   ├── ConnectorNotFoundError     nobody registered the task category
 │   ├── InvalidRequestError        a field is missing, malformed or out of order
-│   ├── InvalidMetaError           the resource meta is not one of this connector's
+│   │   └── InvalidMetaError       the resource meta is not one of this connector's
 │   ├── UnsupportedOperationError  the connector has no such operation
 │   ├── WrongKindError             a sync call on an async connector, or the reverse
 │   └── DeadlineError              the caller's time is up
