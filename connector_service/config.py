@@ -40,10 +40,11 @@ DEFAULT_FILE = "connector-service.toml"
 ENV_PREFIX = "CONNECTOR_SERVICE_"
 CONNECTORS_TABLE = "connectors"
 
-# A Kubernetes Service named `connector-service` puts variables with our prefix into every pod
-# of its namespace (enableServiceLinks): CONNECTOR_SERVICE_PORT=tcp://10.0.0.1:8000 and friends.
+# A Kubernetes Service named `connector-service`, or `connector-service-canary`, puts variables
+# with our prefix into every pod of its namespace (enableServiceLinks):
+# CONNECTOR_SERVICE_PORT=tcp://10.0.0.1:8000, CONNECTOR_SERVICE_CANARY_SERVICE_HOST=10.0.0.1.
 _SERVICE_LINK_NAME = re.compile(
-    r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?"
+    r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 _SERVICE_LINK_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
@@ -194,10 +195,15 @@ def load(
     """
     known = {field.name: field for field in fields()}
     merged: dict[str, Any] = {}
-    connectors: dict[str, Any] = {}
+    connectors: Any = {}
     for name, value in _from_file(file).items():
         if name == CONNECTORS_TABLE:
             connectors = value
+        elif isinstance(value, dict):
+            raise ConfigError(
+                f"{file or DEFAULT_FILE}: [{name}] is no table; settings stand at the top, without"
+                f" tables."
+            )
         else:
             merged[name] = _check(known, name, value, str(file or DEFAULT_FILE), strict=True)
     for name, text in _from_environment(environ or {}, known).items():
@@ -209,10 +215,8 @@ def load(
     grouped: dict[str, dict[str, Any]] = {}
     for name, value in merged.items():
         grouped.setdefault(known[name].concern, {})[name] = value
-    try:
-        return msgspec.convert({**grouped, CONNECTORS_TABLE: connectors}, Config)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{file or DEFAULT_FILE}: {_sentence(error)}") from None
+    sections = _sections(connectors, str(file or DEFAULT_FILE))
+    return msgspec.convert({**grouped, CONNECTORS_TABLE: sections}, Config)
 
 
 def _from_file(file: str | Path | None) -> dict[str, Any]:
@@ -225,6 +229,20 @@ def _from_file(file: str | Path | None) -> dict[str, Any]:
         raise ConfigError(f"Cannot read the settings file {path}: {error.strerror}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+
+
+def _sections(connectors: object, source: str) -> dict[str, ConnectorSection]:
+    """Check each ``[connectors.<task type>]`` by itself, so that an error names its table."""
+    if not isinstance(connectors, dict):
+        raise ConfigError(f"{source}: {CONNECTORS_TABLE} is tables, one a task type.")
+    sections = {}
+    for name, section in connectors.items():
+        try:
+            sections[name] = msgspec.convert(section, ConnectorSection)
+        except msgspec.ValidationError as error:
+            where = f"{source}: [{CONNECTORS_TABLE}.{name}]"
+            raise ConfigError(f"{where}: {_sentence(error)}") from None
+    return sections
 
 
 def _from_environment(environ: Mapping[str, str], known: Mapping[str, Field]) -> dict[str, str]:
@@ -240,7 +258,7 @@ def _from_environment(environ: Mapping[str, str], known: Mapping[str, Field]) ->
             continue
         if name not in known:
             raise ConfigError(_unknown(name, known, variable))
-        found[name] = text
+        found[name] = text.strip()
     return found
 
 
@@ -253,9 +271,12 @@ def _check(
         return msgspec.convert(value, known[name].type, strict=strict)
     except msgspec.ValidationError as error:
         where = source if name in source.lower().replace("-", "_") else f"{source}: {name}"
-        choices = ", ".join(known[name].choices)
+        allowed = (
+            ("true", "false") if isinstance(known[name].default, bool) else known[name].choices
+        )
+        choices = ", ".join(allowed)
         expected = f" Choose from {choices}." if choices else ""
-        raise ConfigError(f"{where}: {_sentence(error)}{expected}") from None
+        raise ConfigError(f"{where} is {value!r}: {_sentence(error)}{expected}") from None
 
 
 def _unknown(name: str, known: Mapping[str, Field], source: str) -> str:
