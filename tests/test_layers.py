@@ -345,6 +345,8 @@ def _another(field: config.Field) -> tuple[object, str]:
     if field.choices:
         choice = next(choice for choice in field.choices if choice != field.default)
         return choice, choice
+    if field.repeatable and field.default:
+        return list(field.default[:1]), field.default[0]
     if field.repeatable:
         return ["one", "two*"], "one, two*"
     if isinstance(field.default, bool):
