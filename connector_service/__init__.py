@@ -10,6 +10,7 @@ from connector_service.errors import (
     TransientError,
 )
 from connector_service.sdk import (
+    AsyncConnector,
     AsyncConnectorBase,
     Blob,
     ConnectorBase,
@@ -32,6 +33,7 @@ from connector_service.sdk import (
 from connector_service.version import __version__
 
 __all__ = [
+    "AsyncConnector",
     "AsyncConnectorBase",
     "Blob",
     "ConnectorBase",

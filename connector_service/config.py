@@ -69,6 +69,14 @@ class Listen(_Settings, frozen=True):
     port: Annotated[
         _Port, Meta(description="gRPC port; 0 takes a free one, printed at the start.")
     ] = 8000
+    protocol: Annotated[
+        tuple[Literal["flyteidl", "flyteidl2"], ...],
+        Meta(
+            min_length=1,
+            description="Protocols to answer: flyteidl is Flyte 1's, flyteidl2 Flyte 2's."
+            " Repeatable.",
+        ),
+    ] = ("flyteidl", "flyteidl2")
     max_request_mib: Annotated[
         int,
         Meta(ge=4, le=1024, description="Largest request accepted, in MiB."),
@@ -165,6 +173,8 @@ class Field(msgspec.Struct, frozen=True):
     def choices(self) -> tuple[str, ...]:
         """List the only values allowed, when there are such."""
         plain = get_args(self.type)[0] if get_origin(self.type) is Annotated else self.type
+        if self.repeatable:
+            plain = get_args(plain)[0]
         return get_args(plain) if get_origin(plain) is Literal else ()
 
 

@@ -45,7 +45,8 @@ def test_every_setting_stands_in_the_table_with_its_default_and_meaning() -> Non
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE))
     expected = {}
     for field in config.fields():
-        default = f"`{field.default}`" if field.default not in ((), "") else ""
+        defaults = field.default if field.repeatable else (field.default,)
+        default = ", ".join(f"`{value}`" for value in defaults if value != "")
         expected[field.name] = f"{default} | {field.description}".lstrip()
     assert rows == expected
 

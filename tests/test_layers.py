@@ -342,6 +342,8 @@ def test_a_setting_is_described_and_has_three_spellings(
 
 def _another(field: config.Field) -> tuple[object, str]:
     """Return a valid value that is not the default, and its spelling in the environment."""
+    if field.choices and field.repeatable:
+        return [field.choices[-1]], field.choices[-1]
     if field.choices:
         choice = next(choice for choice in field.choices if choice != field.default)
         return choice, choice

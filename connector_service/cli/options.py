@@ -149,9 +149,11 @@ def _option(field: config.Field) -> Callable[[Any], Any]:
     if isinstance(field.default, bool):
         return click.option(f"{spelled}/--no-{spelled[2:]}", field.name, **shown)
     if field.repeatable:
-        return click.option(spelled, field.name, multiple=True, **{**shown, "default": ()})
+        shown |= {"multiple": True, "default": ()}
     if field.choices:
         return click.option(spelled, field.name, type=click.Choice(field.choices), **shown)
+    if field.repeatable:
+        return click.option(spelled, field.name, **shown)
     kinds: Iterable[type] = (int, float)
     kind = next((kind for kind in kinds if isinstance(field.default, kind)), str)
     return click.option(spelled, field.name, type=kind, **shown)

@@ -16,6 +16,7 @@ from flyteidl.core import interface_pb2, literals_pb2, types_pb2
 from google.protobuf.message import Message
 
 from connector_service.codec.build import build
+from connector_service.codec.convert import named_literals
 from connector_service.codec.decode import decode
 from connector_service.codec.encode import DEEPEST_MESSAGES, encode
 from connector_service.codec.literal_types import to_literal_type
@@ -160,7 +161,7 @@ def from_literal_map(
     values: dict[str, Any] = {}
     name = ""
     try:
-        for name, literal in literal_map.literals.items():
+        for name, literal in named_literals(literal_map):
             variable = None if variables is None else variables.get(name)
             declared = None if variable is None else variable.type
             value = decode(literal, declared)

@@ -24,7 +24,7 @@ from connector_service.connectors.duckdb_folder import (
     TableInput,
     pack,
 )
-from connector_service.connectors.duckdb_jobs import Jobs
+from connector_service.connectors.duckdb_jobs import Jobs, reap
 from connector_service.connectors.duckdb_log import log_pages
 from connector_service.connectors.duckdb_options import Options, read_options
 from connector_service.connectors.duckdb_types import is_scalar, is_table
@@ -105,6 +105,7 @@ class DuckdbConnector(AsyncConnectorBase):
         Raises:
             GoneError: This machine knows no such job.
         """
+        reap()
         folder = self._known(resource_meta)
         # Alive first: a job that ends between the two questions has a result at the second.
         alive = folder.is_alive()
@@ -118,10 +119,12 @@ class DuckdbConnector(AsyncConnectorBase):
         state = folder.state()
         if not alive:
             folder.remove_partial()
-            began = "ended without a result (killed: out of memory?)" if state else "never started"
-            return Resource(TaskExecution.RETRYABLE_FAILED, f"The job {began}.")
+            message = "The job ended without a result (killed: out of memory?)."
+            if state is None:
+                message = "The job never started; its log may say why."
+            return Resource(TaskExecution.RETRYABLE_FAILED, message)
         if state is None or state.started_at is None:
-            return Resource(TaskExecution.QUEUED, "Waiting for other jobs of this machine.")
+            return Resource(TaskExecution.QUEUED, "Waiting to start.")
         return Resource(TaskExecution.RUNNING, "The SQL is running.")
 
     def delete(self, resource_meta: DuckdbMeta, **_kwargs: Any) -> None:

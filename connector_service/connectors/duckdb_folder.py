@@ -191,11 +191,13 @@ class JobFolder:
         return self.deleted_path.exists()
 
     def remove_partial(self) -> None:
-        """Remove what a killed child left: a half written table, spilled data."""
+        """Remove what a killed child left: a half written table, spilled data, the spec."""
         state = self.state()
         if state is not None and state.partial:
             with contextlib.suppress(OSError):
                 Path(state.partial).unlink()
+        with contextlib.suppress(OSError):
+            self.spec_path.unlink()
         shutil.rmtree(self.work, ignore_errors=True)
 
     def purge(self) -> bool:

@@ -191,7 +191,7 @@ class Job:
             return TaskExecution.FAILED, self._stopped[1]
         if "No space left on device" in text:
             return TaskExecution.RETRYABLE_FAILED, f"No space left on the disk: {text}"
-        if "File too large" in text:
+        if spec.options.max_file_mib and "File too large" in text:
             limit = f"{spec.options.max_file_mib} MiB, the operator's limit"
             return TaskExecution.FAILED, f"The job wrote a file larger than {limit}: {text}"
         return TaskExecution.FAILED, text

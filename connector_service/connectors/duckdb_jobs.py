@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from connector_service.connectors.duckdb_folder import Spec
     from connector_service.connectors.duckdb_options import Options
 
-__all__ = ["Jobs"]
+__all__ = ["Jobs", "reap"]
 
 _MODULE = "connector_service.connectors.duckdb_job"
 _PURGE_EVERY = 600.0  # seconds
@@ -42,6 +42,10 @@ _ENVIRONMENT_PREFIXES = (
     "https_proxy",
 )
 
+# Children belong to the process that started them, whichever connector object asked for them.
+_children: set[subprocess.Popen[bytes]] = set()
+_reaping = threading.Lock()
+
 
 class Jobs:
     """Starts and stops job processes; any number of services may share the state folder."""
@@ -50,8 +54,6 @@ class Jobs:
         """Take the options; nothing is touched before ``prepare``."""
         self.options = options
         self._state_dir = Path(options.state_dir)
-        self._children: set[subprocess.Popen[bytes]] = set()
-        self._reaping = threading.Lock()
         self._prepared = False
         self._purged_at = float("-inf")
 
@@ -75,7 +77,7 @@ class Jobs:
             PermanentError: The state folder is not safe to use.
             TransientError: No process could be started; a repeat takes the job up.
         """
-        self._reap()
+        reap()
         try:
             if not self._prepared or not self._state_dir.is_dir():
                 self.prepare()
@@ -94,7 +96,7 @@ class Jobs:
         Raises:
             TransientError: The process does not end.
         """
-        self._reap()
+        reap()
         if folder.result() is not None:
             return
         try:
@@ -144,8 +146,8 @@ class Jobs:
             )
         finally:
             os.close(log)
-        with self._reaping:
-            self._children.add(child)
+        with _reaping:
+            _children.add(child)
 
     def _kill(self, folder: JobFolder) -> None:
         for signal_number, patience in ((signal.SIGTERM, _SOFTLY), (signal.SIGKILL, _HARDLY)):
@@ -162,11 +164,6 @@ class Jobs:
         if folder.is_alive():
             raise TransientError("The job's process does not end; trying again may help.")
 
-    def _reap(self) -> None:
-        """Take the exit codes of children that ended, so that no zombies pile up."""
-        with self._reaping:
-            self._children = {child for child in self._children if child.poll() is None}
-
     def _purge(self) -> None:
         """Remove the folders of jobs that ended ``keep_days`` ago."""
         now = time.monotonic()
@@ -182,6 +179,14 @@ class Jobs:
                         JobFolder(Path(entry.path)).purge()
 
 
+def reap() -> int:
+    """Take the exit codes of children that ended, so that no zombies pile up; count the others."""
+    with _reaping:
+        for child in [child for child in _children if child.poll() is not None]:
+            _children.discard(child)
+        return len(_children)
+
+
 def _environment(folder: JobFolder) -> dict[str, str]:
     kept = {
         name: value
@@ -191,5 +196,5 @@ def _environment(folder: JobFolder) -> dict[str, str]:
     return {
         **kept,
         "HOME": str(folder.work),
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path if path),
     }

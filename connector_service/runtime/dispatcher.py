@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from connector_service.errors import ConnectorNotFoundError
+import msgspec
+from flyteidl.core.execution_pb2 import TaskExecution
+
+from connector_service.errors import ConnectorNotFoundError, UnsupportedOperationError
+from connector_service.runtime import envelope
 from connector_service.runtime.call import Call, Outcome, Status
 from connector_service.runtime.hooks import OK, UNKNOWN_TASK_TYPE, CallRecord, Hooks
 from connector_service.sdk.method import Operation
+from connector_service.sdk.resource import is_terminal_phase
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from flyteidl.admin.agent_pb2 import Agent
 
@@ -20,13 +25,14 @@ if TYPE_CHECKING:
 __all__ = ["Dispatcher", "Host"]
 
 _WITH_INPUTS = (Operation.CREATE, Operation.DO)
+_ON_JOBS = (Operation.GET, Operation.DELETE, Operation.GET_METRICS)
 
 
 class Host(Protocol):
     """Runs the operations of some task categories; ``hosts`` has the kinds there are."""
 
-    def categories(self) -> Sequence[TaskCategory]:
-        """List what this host serves."""
+    def categories(self) -> Mapping[TaskCategory, bool]:
+        """Tell what this host serves, and whether it does so synchronously."""
 
     def agents(self) -> Sequence[Agent]:
         """Describe its connectors, from memory."""
@@ -36,6 +42,13 @@ class Host(Protocol):
 
     async def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> None:
         """Run one operation that answers with many messages, and send each."""
+
+
+class _Route(NamedTuple):
+    """Where the calls of one task category go."""
+
+    host: Host
+    is_sync: bool
 
 
 class Dispatcher:
@@ -52,7 +65,11 @@ class Dispatcher:
         self._classify = classify
         self._hooks = hooks
         self._hosts = tuple(hosts)
-        self._routes = {category: host for host in hosts for category in host.categories()}
+        self._routes = {
+            category: _Route(host, is_sync)
+            for host in hosts
+            for category, is_sync in host.categories().items()
+        }
 
     async def dispatch(self, call: Call) -> Outcome:
         """Answer one call, whatever happens on the way; only a caller who left raises."""
@@ -62,7 +79,11 @@ class Dispatcher:
         """Answer one call with many messages, each given to ``send`` as it comes."""
 
         async def run(call: Call) -> None:
-            await self._route(call).stream(call, send)
+            route = self._route(call)
+            if envelope.holds(call.message.resource_meta):
+                _from_envelope(call)
+            else:
+                await route.host.stream(call, send)
 
         return await self._observed(call, run)
 
@@ -105,7 +126,15 @@ class Dispatcher:
             return [agent for host in self._hosts for agent in host.agents()]
         if call.operation is Operation.DESCRIBE:
             return self._describe(call.message.name)
-        return await self._route(call).run(call)
+        route = self._route(call)
+        if call.operation in _ON_JOBS and envelope.holds(call.message.resource_meta):
+            return _from_envelope(call)
+        if route.is_sync and call.operation is Operation.CREATE:
+            # Flyte 2 has no sync RPC, and Flyte 1 can be configured not to use it.
+            done = await route.host.run(msgspec.structs.replace(call, operation=Operation.DO))
+            return envelope.seal(_ended(done))
+        value = await route.host.run(call)
+        return _ended(value) if call.operation is Operation.DO else value
 
     def _describe(self, name: str) -> Agent:
         agents = {agent.name: agent for host in self._hosts for agent in host.agents()}
@@ -113,20 +142,43 @@ class Dispatcher:
             raise ConnectorNotFoundError(f"name {name!r}", agents)
         return agents[name]
 
-    def _route(self, call: Call) -> Host:
+    def _route(self, call: Call) -> _Route:
         category = call.category
-        host = self._routes.get(category) if category else None
-        if category is None or host is None:
+        route = self._routes.get(category) if category else None
+        if category is None or route is None:
             raise ConnectorNotFoundError(
                 f"task type {category.spoken}" if category else "a call without a task type",
                 (known.listed for known in self._routes),
             )
-        return host
+        return route
 
     def _label(self, call: Call) -> str:
         if call.category is None:
             return "" if call.problem is None else UNKNOWN_TASK_TYPE
         return call.category.name if call.category in self._routes else UNKNOWN_TASK_TYPE
+
+
+def _from_envelope(call: Call) -> Any:
+    """Answer for a job that had ended when it was created; no host knows it."""
+    if call.operation is Operation.GET:
+        return envelope.open_as(call.protocol, call.message.resource_meta)
+    if call.operation is Operation.DELETE:
+        return None
+    raise UnsupportedOperationError(
+        f"The job ended when it was created and has no {call.operation.removeprefix('get_')}."
+    )
+
+
+def _ended(resource: Any) -> Any:
+    """Return a sync reply in a terminal phase; any other would panic Flyte 1's client.
+
+    It caches an item without a resource meta, and each poll of that kills one of its ten workers.
+    """
+    if not is_terminal_phase(resource.phase):
+        phase = TaskExecution.Phase.Name(resource.phase)
+        resource.message = f"The sync connector answered {phase}, not an end. {resource.message}"
+        resource.phase = TaskExecution.RETRYABLE_FAILED
+    return resource
 
 
 def _input_bytes(call: Call) -> int | None:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from connector_service.codec.literals import from_literal_map, to_literal, to_literal_map, to_python
 from connector_service.codec.values import Blob, StructuredDataset
-from connector_service.sdk.connector import AsyncConnectorBase, ConnectorBase, SyncConnectorBase
+from connector_service.sdk.connector import (
+    AsyncConnector,
+    AsyncConnectorBase,
+    ConnectorBase,
+    SyncConnectorBase,
+)
 from connector_service.sdk.registry import ConnectorRegistry, Registry
 from connector_service.sdk.resource import (
     Phase,
@@ -17,6 +22,7 @@ from connector_service.sdk.resource import (
 from connector_service.sdk.secrets import get_connector_secret
 
 __all__ = [
+    "AsyncConnector",
     "AsyncConnectorBase",
     "Blob",
     "ConnectorBase",

@@ -1,9 +1,9 @@
-"""The base classes that connector authors subclass, in the shape flytekit gave them."""
+"""The base classes that connector authors subclass, in the shapes of flytekit and of Flyte 2."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from connector_service.errors import ConfigError
 from connector_service.sdk.resource import ResourceMeta, TaskCategory
@@ -14,8 +14,12 @@ if TYPE_CHECKING:
     from flyteidl.admin.agent_pb2 import TaskExecutionMetadata
     from flyteidl.core.literals_pb2 import LiteralMap
     from flyteidl.core.tasks_pb2 import TaskTemplate
+    from flyteidl2.connector.connector_pb2 import TaskExecutionMetadata as TaskExecutionMetadata2
+    from flyteidl2.core.tasks_pb2 import TaskTemplate as TaskTemplate2
 
-__all__ = ["AsyncConnectorBase", "ConnectorBase", "SyncConnectorBase"]
+__all__ = ["AsyncConnector", "AsyncConnectorBase", "ConnectorBase", "SyncConnectorBase"]
+
+M = TypeVar("M", bound=ResourceMeta)
 
 
 class ConnectorBase(ABC):  # noqa: B024 - its two subclasses have the abstract methods
@@ -116,3 +120,51 @@ class SyncConnectorBase(ConnectorBase):
         **kwargs: Any,
     ) -> Any:
         """Do the work and return its ``Resource``, in a terminal phase."""
+
+
+class AsyncConnector(ConnectorBase, Generic[M]):
+    """An async connector in Flyte 2's shape: class attributes, Python inputs, a connection.
+
+    ``create``, ``get`` and ``delete`` also get the secrets and configs of the task's connection,
+    by name; a secret wins over a config. A key that is called like one of our arguments is
+    refused. Flyte 1 sends no connection.
+    """
+
+    task_type_name: ClassVar[str] = ""
+    task_type_version: ClassVar[int] = 0
+    metadata_type: type[M]
+
+    def __init__(self) -> None:
+        """Need nothing: the class says it all, and a subclass need not call this."""
+
+    @property
+    def task_category(self) -> TaskCategory:
+        """The task type and version that the class names."""
+        return TaskCategory(self.task_type_name, self.task_type_version)
+
+    @abstractmethod
+    def create(
+        self,
+        task_template: TaskTemplate2,
+        output_prefix: str,
+        inputs: dict[str, Any] | None = None,
+        task_execution_metadata: TaskExecutionMetadata2 | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Start a job with Python inputs and return its resource meta; see AsyncConnectorBase."""
+
+    @abstractmethod
+    def get(self, resource_meta: M, **kwargs: Any) -> Any:
+        """Return the ``Resource``: the job's phase now, and its outputs once it succeeded."""
+
+    @abstractmethod
+    def delete(self, resource_meta: M, **kwargs: Any) -> Any:
+        """Stop the job; a missing, finished or already deleted one is fine. Keep its results."""
+
+    def get_metrics(self, resource_meta: M, **kwargs: Any) -> Any:
+        """Return a ``GetTaskMetricsResponse`` of either protocol; optional."""
+        raise NotImplementedError
+
+    def get_logs(self, resource_meta: M, **kwargs: Any) -> Any:
+        """Return or yield ``GetTaskLogsResponse`` messages of either protocol; optional."""
+        raise NotImplementedError

@@ -49,6 +49,8 @@ ARGUMENTS: Mapping[Operation, tuple[str, ...]] = {
     Operation.DO: ("task_template", "output_prefix", "inputs", "task_execution_metadata"),
 }
 _OPTIONAL = (Operation.GET_METRICS, Operation.GET_LOGS)
+# Flyte 2 sends the task's connection with these, and with no other.
+_CONNECTED = (Operation.CREATE, Operation.GET, Operation.DELETE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +61,20 @@ class Method:
     function: Callable[..., Any]
     style: Style
     takes: tuple[str, ...]
+    # Beyond ours, a method may take keys of the task's connection: those it names, those it
+    # cannot do without, or any.
+    named: frozenset[str] = frozenset()
+    demands: tuple[str, ...] = ()
+    takes_any: bool = False
 
 
 def inspect_methods(
-    connector: ConnectorBase, bases: Sequence[type[ConnectorBase]]
+    connector: ConnectorBase, bases: Sequence[type[ConnectorBase]], *, connected: bool = False
 ) -> dict[Operation, Method]:
     """Inspect every operation of ``bases`` that ``connector`` implements beyond them.
 
-    Any other method is its author's own affair, even one that is called ``get``.
+    Any other method is its author's own affair, even one that is called ``get``. ``connected``
+    says that a task's connection may bring what a method demands beyond our arguments.
 
     Raises:
         AuthorError: A method demands an argument that the service never passes.
@@ -79,9 +87,7 @@ def inspect_methods(
             continue
         if operation in _OPTIONAL and getattr(function, "__func__", None) in inherited:
             continue
-        methods[operation] = Method(
-            operation, function, _style(function), _takes(connector, operation, function)
-        )
+        methods[operation] = _plan(connector, operation, function, connected)
     return methods
 
 
@@ -95,26 +101,40 @@ def _style(function: Callable[..., Any]) -> Style:
     return Style.PLAIN
 
 
-def _takes(
-    connector: ConnectorBase, operation: Operation, function: Callable[..., Any]
-) -> tuple[str, ...]:
+def _plan(
+    connector: ConnectorBase,
+    operation: Operation,
+    function: Callable[..., Any],
+    connected: bool,
+) -> Method:
     offered = ARGUMENTS[operation]
-    parameters = inspect.signature(function).parameters.values()
-    named = {
+    parameters = list(inspect.signature(function).parameters.values())
+    named = frozenset(
         parameter.name
         for parameter in parameters
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
+    )
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    demands = []
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if parameter.default is parameter.empty and (
-            parameter.name not in offered or parameter.kind is parameter.POSITIONAL_ONLY
-        ):
+        if parameter.default is not parameter.empty:
+            continue
+        if parameter.name in offered and parameter.kind is not parameter.POSITIONAL_ONLY:
+            continue
+        if not (connected and operation in _CONNECTED and parameter.name in named):
             raise AuthorError(
                 f"{type(connector).__name__}.{operation} demands {parameter.name!r}, which the"
                 f" service never passes; it can take {', '.join(offered)}, or give it a default."
             )
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return offered
-    return tuple(name for name in offered if name in named)
+        demands.append(parameter.name)
+    return Method(
+        operation,
+        function,
+        _style(function),
+        offered if takes_any else tuple(name for name in offered if name in named),
+        named - set(offered),
+        tuple(demands),
+        takes_any,
+    )

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING
 
 from flyteidl.admin import agent_pb2
 
+from connector_service.codec.convert import FlyteProtocol
 from connector_service.errors import (
     AuthorError,
     ConnectorNotFoundError,
     DuplicateConnectorError,
 )
-from connector_service.sdk.connector import AsyncConnectorBase, ConnectorBase, SyncConnectorBase
+from connector_service.sdk.connector import (
+    AsyncConnector,
+    AsyncConnectorBase,
+    ConnectorBase,
+    SyncConnectorBase,
+)
 from connector_service.sdk.method import Method, Operation, inspect_methods
 from connector_service.sdk.resource import TaskCategory
 
@@ -34,6 +40,7 @@ class Registration:
     category: TaskCategory
     methods: Mapping[Operation, Method]
     is_sync: bool
+    shape: FlyteProtocol = FlyteProtocol.FLYTE1
     override: bool = False
 
 
@@ -192,29 +199,41 @@ def _inspect(connector: object, override: bool) -> Registration:
             f"{connector.__name__} is a class; register an instance: {connector.__name__}()."
         )
     bases = [
-        base for base in (SyncConnectorBase, AsyncConnectorBase) if isinstance(connector, base)
+        base
+        for base in (SyncConnectorBase, AsyncConnectorBase, AsyncConnector)
+        if isinstance(connector, base)
     ]
     if not isinstance(connector, ConnectorBase) or not bases:
         raise AuthorError(
-            f"{type(connector).__name__} is no connector; subclass AsyncConnectorBase or"
-            f" SyncConnectorBase."
+            f"{type(connector).__name__} is no connector; subclass AsyncConnectorBase,"
+            f" SyncConnectorBase or AsyncConnector."
         )
-    category = getattr(connector, "_task_category", None)
+    category = getattr(connector, "task_category", None)
     if category is None or not category.name:
-        raise AuthorError(
-            f"{type(connector).__name__} has no task type; call"
-            f" super().__init__(task_type_name=...) in its __init__."
+        how = (
+            "set task_type_name in its class"
+            if isinstance(connector, AsyncConnector)
+            else "call super().__init__(task_type_name=...) in its __init__"
         )
+        raise AuthorError(f"{type(connector).__name__} has no task type; {how}.")
     if not isinstance(category.name, str) or not isinstance(category.version, int):
         raise AuthorError(
             f"{type(connector).__name__} serves {tuple(category)!r}; a task type's name is a str"
             f" and its version an int."
         )
+    flyte2 = isinstance(connector, AsyncConnector)
+    meta = getattr(connector, "metadata_type", None)
+    if flyte2 and not callable(getattr(meta, "decode", None)):
+        raise AuthorError(
+            f"{type(connector).__name__} has no metadata_type; set it to its ResourceMeta."
+        )
+    shape = FlyteProtocol.FLYTE2 if flyte2 else FlyteProtocol.FLYTE1
     return Registration(
         connector,
         category,
-        inspect_methods(connector, bases),
+        inspect_methods(connector, bases, connected=shape is FlyteProtocol.FLYTE2),
         isinstance(connector, SyncConnectorBase),
+        shape,
         override,
     )
 

@@ -16,19 +16,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, get_type_hints
 
 import msgspec
-from flyteidl.admin import agent_pb2
 from flyteidl.core.execution_pb2 import TaskExecution, TaskLog
-from flyteidl.core.literals_pb2 import LiteralMap
 from google.protobuf import json_format
+from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
+from connector_service.codec.convert import MESSAGES, FlyteProtocol, reread
 from connector_service.codec.literals import to_literal_map
 from connector_service.errors import AuthorError, InvalidMetaError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from flyteidl.admin import agent_pb2
     from flyteidl.core.interface_pb2 import Variable
+    from flyteidl.core.literals_pb2 import LiteralMap
 
 __all__ = [
     "Phase",
@@ -136,17 +138,28 @@ class Resource:
     def to_flyte_idl(
         self, output_variables: Mapping[str, Variable] | None = None
     ) -> agent_pb2.Resource:
-        """Build the Flyte 1 message; ``output_variables`` are the declared ones, if known.
+        """Build the Flyte 1 message; as ``to_message``."""
+        message: agent_pb2.Resource = self.to_message(FlyteProtocol.FLYTE1, output_variables)
+        return message
+
+    def to_message(
+        self, protocol: str, output_variables: Mapping[str, Variable] | None = None
+    ) -> Any:
+        """Build the message of ``protocol``; ``output_variables`` are the declared ones, if known.
 
         Raises:
             CodecError: An output has no literal form; the path to the value is named.
             AuthorError: ``custom_info`` is not JSON.
         """
-        return agent_pb2.Resource(
+        messages: Any = MESSAGES[protocol]
+        outputs = self.outputs
+        if outputs is not None and not isinstance(outputs, Message):
+            outputs = to_literal_map(outputs, output_variables, path="outputs")
+        return messages.resource(
             phase=self.phase,
             message=self.message,
-            log_links=self.log_links,
-            outputs=self._literal_map(output_variables),
+            log_links=[reread(link, messages.task_log) for link in self.log_links or ()],
+            outputs=None if outputs is None else reread(outputs, messages.outputs),
             custom_info=_to_struct(self.custom_info) if self.custom_info else None,
         )
 
@@ -164,11 +177,6 @@ class Resource:
                 else None
             ),
         )
-
-    def _literal_map(self, variables: Mapping[str, Variable] | None) -> LiteralMap | None:
-        if self.outputs is None or isinstance(self.outputs, LiteralMap):
-            return self.outputs
-        return to_literal_map(self.outputs, variables, path="outputs")
 
 
 def convert_to_flyte_phase(state: str) -> Phase:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from connector_service.errors import SecretNotFoundError
 
-__all__ = ["get_connector_secret", "redact"]
+__all__ = ["get_connector_secret", "mask", "redact"]
 
 _MASK = "***"
 _SHORTEST = 4  # masking a shorter value would blot out ordinary words
@@ -59,14 +59,14 @@ def get_connector_secret(key: str) -> str:
     variable = f"{os.environ.get('FLYTE_SECRETS_ENV_PREFIX', '_FSEC_')}{key.upper()}"
     for name in (variable, key.upper()):
         if (value := os.environ.get(name)) is not None:
-            return _remember(value.strip())
+            return mask(value.strip())
     if Path(key).is_absolute() or ".." in Path(key).parts:
         # A key may come from a task's template; it must not choose any file of this machine.
         raise SecretNotFoundError(key, "a key is a plain name, not a path elsewhere")
     folder = Path(os.environ.get("FLYTE_SECRETS_DEFAULT_DIR", "/etc/secrets"))
     path = folder / f"{os.environ.get('FLYTE_SECRETS_FILE_PREFIX', '')}{key.lower()}"
     try:
-        return _remember(path.read_text(encoding="utf-8").strip())
+        return mask(path.read_text(encoding="utf-8").strip())
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the key
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise SecretNotFoundError(
@@ -90,7 +90,8 @@ def redact(text: str) -> str:
     return text
 
 
-def _remember(value: str) -> str:
+def mask(value: str) -> str:
+    """Have ``redact`` mask ``value`` from now on, and return it."""
     if len(value) >= _SHORTEST:
         with _seen_lock:
             lines = (line for line in value.splitlines() if len(line) > _SHORTEST)

@@ -14,6 +14,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
+from connector_service.codec.convert import FlyteProtocol
 from connector_service.errors import ConfigError, PluginError, StartupError
 from connector_service.hosts.inline import InlineHost
 from connector_service.plugins import loader
@@ -24,12 +25,13 @@ from connector_service.sdk.registry import Registry
 from connector_service.telemetry.http import HttpServer
 from connector_service.telemetry.logging import LogHook
 from connector_service.telemetry.metrics import MetricsHook, ServiceMetrics
-from connector_service.wire import introspection, v1
+from connector_service.wire import introspection, v1, v2
 from connector_service.wire.binding import bind
 from connector_service.wire.status import classify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from types import ModuleType
 
     from connector_service.config import Config, Listen
     from connector_service.plugins.loader import PluginRecord
@@ -38,6 +40,7 @@ __all__ = ["Service", "build"]
 
 _log = logging.getLogger(__name__)
 
+_PROTOCOLS: dict[str, ModuleType] = {FlyteProtocol.FLYTE1: v1, FlyteProtocol.FLYTE2: v2}
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -183,12 +186,14 @@ class Service:
             _log.info("stopped")
 
     def _add_services(self, server: grpc.aio.Server) -> tuple[str, ...]:
-        v1.add_to_server(server, self._dispatcher)
+        spoken = [_PROTOCOLS[name] for name in self.config.listen.protocol]
+        for protocol in spoken:
+            protocol.add_to_server(server, self._dispatcher)
         introspection.add_to_server(server, self.plugins)
         health_service = health_pb2.DESCRIPTOR.services_by_name["Health"]
         bind(server, health_service, self._health)
         names = (
-            *(service.full_name for service in v1.services()),
+            *(service.full_name for protocol in spoken for service in protocol.services()),
             introspection.SERVICE.full_name,
             health_service.full_name,
         )

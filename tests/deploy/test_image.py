@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 from connector_service import config
 
 REPOSITORY = Path(__file__).parents[2]

@@ -175,11 +175,11 @@ class Unrelated:
     ("thing", "sentence"),
     [
         (Job, r"Job is a class; register an instance: Job\(\)\."),
-        (Unrelated(), "Unrelated is no connector; subclass AsyncConnectorBase or"),
+        (Unrelated(), "Unrelated is no connector; subclass AsyncConnectorBase, SyncConnectorBase or"),
         (None, "NoneType is no connector"),
         (
             type("Bare", (ConnectorBase,), {})(task_type_name="t"),
-            "Bare is no connector; subclass AsyncConnectorBase or SyncConnectorBase",
+            "Bare is no connector; subclass AsyncConnectorBase, SyncConnectorBase or",
         ),
         (NoInit(), r"NoInit has no task type; call super\(\).__init__\(task_type_name=...\)"),
         (job(""), "Job has no task type"),

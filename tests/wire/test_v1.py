@@ -59,6 +59,8 @@ SERVICES = (
     "flyteidl.service.AsyncAgentService",
     "flyteidl.service.SyncAgentService",
     "flyteidl.service.AgentMetadataService",
+    "flyteidl2.connector.AsyncConnectorService",
+    "flyteidl2.connector.ConnectorMetadataService",
     "connector_service.v1.Introspection",
     "grpc.health.v1.Health",
 )

@@ -1,0 +1,103 @@
+"""The two protocols' message classes, and a message of one re-read as the other.
+
+Every field of Flyte 1's requests and resources exists in Flyte 2 with the same number and type
+(flyteidl 1.16.8, flyteidl2 2.0.53; a test holds the pinned facts together), so the bytes of one
+parse as the other: no message is rebuilt field by field. A ``LiteralMap`` parses as ``Inputs`` or
+``Outputs`` and back, since a map's entries are messages with the same two fields.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from flyteidl.admin import agent_pb2
+from flyteidl.core import execution_pb2, literals_pb2, tasks_pb2
+from flyteidl2.connector import connector_pb2
+from flyteidl2.core import execution_pb2 as execution2_pb2
+from flyteidl2.core import tasks_pb2 as tasks2_pb2
+from flyteidl2.task import common_pb2
+from google.protobuf.message import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["MESSAGES", "FlyteProtocol", "Messages", "named_literals", "reread", "variables"]
+
+M = TypeVar("M", bound=Message)
+
+
+class FlyteProtocol(StrEnum):
+    """Which of Flyte's two protocols a call or a connector speaks; the value is its package."""
+
+    FLYTE1 = "flyteidl"
+    FLYTE2 = "flyteidl2"
+
+
+class Messages(NamedTuple):
+    """The classes that one protocol has for the same things."""
+
+    inputs: type[Message]
+    outputs: type[Message]
+    task_template: type[Message]
+    task_execution_metadata: type[Message]
+    task_log: type[Message]
+    resource: type[Message]
+    logs: type[Message]
+    metrics: type[Message]
+
+
+MESSAGES: Mapping[str, Messages] = {
+    FlyteProtocol.FLYTE1: Messages(
+        inputs=literals_pb2.LiteralMap,
+        outputs=literals_pb2.LiteralMap,
+        task_template=tasks_pb2.TaskTemplate,
+        task_execution_metadata=agent_pb2.TaskExecutionMetadata,
+        task_log=execution_pb2.TaskLog,
+        resource=agent_pb2.Resource,
+        logs=agent_pb2.GetTaskLogsResponse,
+        metrics=agent_pb2.GetTaskMetricsResponse,
+    ),
+    FlyteProtocol.FLYTE2: Messages(
+        inputs=common_pb2.Inputs,
+        outputs=common_pb2.Outputs,
+        task_template=tasks2_pb2.TaskTemplate,
+        task_execution_metadata=connector_pb2.TaskExecutionMetadata,
+        task_log=execution2_pb2.TaskLog,
+        resource=connector_pb2.Resource,
+        logs=connector_pb2.GetTaskLogsResponse,
+        metrics=connector_pb2.GetTaskMetricsResponse,
+    ),
+}
+
+
+def reread(message: Message, kind: type[M]) -> M:
+    """Return ``message`` as a ``kind``; itself when it is one already.
+
+    Fields that only the other protocol has are left behind: Flyte 1's ``Resource.state``,
+    ``agent_error`` and ``overrides``, Flyte 2's ``connection``.
+    """
+    if isinstance(message, kind):
+        return message
+    other = kind.FromString(message.SerializeToString())
+    other.DiscardUnknownFields()
+    return other
+
+
+def variables(declared: Any) -> Mapping[str, Any]:
+    """Return an interface's ``VariableMap`` by name; Flyte 2 lists it as entries."""
+    entries = declared.variables
+    if hasattr(entries, "items"):
+        by_name: Mapping[str, Any] = entries
+        return by_name
+    return {entry.key: entry.value for entry in entries}
+
+
+def named_literals(values: Any) -> Iterable[tuple[str, Any]]:
+    """Yield the names and literals of a ``LiteralMap``, an ``Inputs`` or an ``Outputs``."""
+    literals = values.literals
+    if hasattr(literals, "items"):
+        yield from literals.items()
+    else:
+        for entry in literals:
+            yield entry.name, entry.value

@@ -1,0 +1,121 @@
+"""The service about jobs, which both protocols have under names of their own."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from connector_service.errors import InvalidRequestError
+from connector_service.runtime.call import Call
+from connector_service.sdk.method import Operation
+from connector_service.sdk.resource import TaskCategory
+from connector_service.wire.status import answer
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import grpc.aio
+
+    from connector_service.codec.convert import FlyteProtocol
+    from connector_service.runtime.dispatcher import Dispatcher
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+__all__ = ["Jobs", "about", "read_deadline", "started"]
+
+_MARGIN = 0.25  # seconds for the answer to reach the client before its deadline
+_MARGIN_SHARE = 0.1  # of a short deadline
+
+
+class Jobs:
+    """CreateTask, GetTask, DeleteTask, GetTaskMetrics and GetTaskLogs of one protocol.
+
+    ``messages`` is the module of the protocol's messages; both protocols name them alike.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, protocol: FlyteProtocol, messages: ModuleType
+    ) -> None:
+        """Take the dispatcher that answers, and whose messages these are."""
+        self._dispatcher = dispatcher
+        self._protocol = protocol
+        self._messages: Any = messages
+
+    async def CreateTask(self, request: Any, context: Context) -> Any:
+        """Start a job."""
+        call = started(self._protocol, Operation.CREATE, request, context)
+        outcome = await self._dispatcher.dispatch(call)
+        return self._messages.CreateTaskResponse(resource_meta=await answer(context, outcome))
+
+    async def GetTask(self, request: Any, context: Context) -> Any:
+        """Poll a job."""
+        outcome = await self._dispatcher.dispatch(self._on_job(Operation.GET, request, context))
+        return self._messages.GetTaskResponse(resource=await answer(context, outcome))
+
+    async def DeleteTask(self, request: Any, context: Context) -> Any:
+        """Stop a job."""
+        outcome = await self._dispatcher.dispatch(self._on_job(Operation.DELETE, request, context))
+        await answer(context, outcome)
+        return self._messages.DeleteTaskResponse()
+
+    async def GetTaskMetrics(self, request: Any, context: Context) -> Any:
+        """Read a job's metrics."""
+        call = self._on_job(Operation.GET_METRICS, request, context)
+        return await answer(context, await self._dispatcher.dispatch(call))
+
+    async def GetTaskLogs(self, request: Any, context: Context) -> None:
+        """Stream a job's log."""
+        call = self._on_job(Operation.GET_LOGS, request, context)
+        await answer(context, await self._dispatcher.stream(call, context.write))
+
+    def _on_job(self, operation: Operation, request: Any, context: Context) -> Call:
+        """Read the task category, or Flyte 1's deprecated task type where there is none."""
+        category = TaskCategory(request.task_category.name, request.task_category.version)
+        if not category.name:
+            category = TaskCategory(getattr(request, "task_type", ""))
+        return _call(self._protocol, operation, category, request, context)
+
+
+def started(
+    protocol: FlyteProtocol,
+    operation: Operation,
+    message: Any,
+    context: Context,
+    inputs: Any = None,
+) -> Call:
+    """Read a request that starts work: its template names the task category."""
+    template = message.template
+    category = TaskCategory(template.type, template.task_type_version)
+    return _call(protocol, operation, category, message, context, inputs)
+
+
+def about(protocol: FlyteProtocol, operation: Operation, request: Any, context: Context) -> Call:
+    """Read a request about the service's connectors."""
+    return Call(protocol, operation, None, request, deadline=read_deadline(context))
+
+
+def read_deadline(context: Context) -> float | None:
+    """Return when to answer at the latest, on our monotonic clock; None without a deadline.
+
+    It is a little before the client's own: our refusal says what happened, its timer does not.
+    """
+    remaining = context.time_remaining()
+    if remaining is None:
+        return None
+    return time.monotonic() + remaining - min(_MARGIN, remaining * _MARGIN_SHARE)
+
+
+def _call(
+    protocol: FlyteProtocol,
+    operation: Operation,
+    category: TaskCategory,
+    message: Any,
+    context: Context,
+    inputs: Any = None,
+) -> Call:
+    problem = None
+    if not category.name:
+        starts = operation in (Operation.CREATE, Operation.DO)
+        field = "template.type" if starts else "task_category.name"
+        problem = InvalidRequestError(f"{operation} has no {field}.")
+    return Call(protocol, operation, category, message, inputs, read_deadline(context), problem)
