@@ -196,5 +196,5 @@ def _environment(folder: JobFolder) -> dict[str, str]:
     return {
         **kept,
         "HOME": str(folder.work),
-        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path if path),
+        "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path),
     }

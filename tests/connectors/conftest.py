@@ -11,6 +11,7 @@ import pytest
 from flyteidl.core import interface_pb2, tasks_pb2, types_pb2
 from flyteidl.core.execution_pb2 import TaskExecution
 
+from connector_service.connectors.duckdb_jobs import reap
 from connector_service.sdk import is_terminal_phase, to_literal_map
 
 if TYPE_CHECKING:
@@ -141,11 +142,7 @@ class Bench:
     def close(self) -> None:
         for meta in self.metas:
             self.connector.delete(meta)
-        until(self._reaped)
-
-    def _reaped(self) -> bool:
-        self.connector._jobs._reap()
-        return not self.connector._jobs._children
+        until(lambda: reap() == 0)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from flyteidl.core import interface_pb2, literals_pb2, tasks_pb2, types_pb2
 from flyteidl.core.execution_pb2 import TaskExecution
 
-from connector_service.codec.literals import to_python
 from connector_service.errors import InvalidInputError
+from connector_service.sdk import to_python
 
 duckdb = pytest.importorskip("duckdb")
 
