@@ -175,7 +175,7 @@ class Unrelated:
     ("thing", "sentence"),
     [
         (Job, r"Job is a class; register an instance: Job\(\)\."),
-        (Unrelated(), "Unrelated is no connector; subclass AsyncConnectorBase, SyncConnectorBase or"),
+        (Unrelated(), "Unrelated is no connector; subclass AsyncConnectorBase, SyncConnectorBase"),
         (None, "NoneType is no connector"),
         (
             type("Bare", (ConnectorBase,), {})(task_type_name="t"),
