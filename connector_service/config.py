@@ -28,6 +28,7 @@ __all__ = [
     "Config",
     "ConnectorSection",
     "Drain",
+    "Ledger",
     "Listen",
     "Log",
     "Metrics",
@@ -138,10 +139,99 @@ class Log(_Settings, frozen=True):
     ] = "info"
 
 
-class ConnectorSection(_Settings, frozen=True):
-    """``[connectors.<task type>]``: what the operator sets for one connector."""
+class Ledger(_Settings, frozen=True):
+    """Where it is remembered which jobs were created."""
 
-    options: dict[str, Any] = {}
+    state_dir: Annotated[
+        str,
+        Meta(
+            description="Folder for what must survive a restart: created jobs, in SQLite. Without"
+            " it they are remembered in memory."
+        ),
+    ] = ""
+    ledger_url: Annotated[
+        str,
+        Meta(description="redis:// URL where several replicas remember created jobs together."),
+    ] = ""
+    ledger_down: Annotated[
+        Literal["refuse", "continue"],
+        Meta(
+            description="When the ledger cannot be reached: refuse creates with UNAVAILABLE, or"
+            " continue without the guarantee and say so."
+        ),
+    ] = "refuse"
+
+
+_Count = Annotated[int, Meta(ge=1, le=100_000)]
+_Wait = Annotated[float, Meta(gt=0, le=86400)]
+_Span = Annotated[float, Meta(ge=0, le=30 * 86400)]
+
+
+class ConnectorSection(_Settings, frozen=True):
+    """``[connectors.<task type>]``: the guarantees for one connector, and its own options.
+
+    The time limits lie under propeller's own of 10 s, so that our answer is there first.
+    """
+
+    options: Annotated[
+        dict[str, Any], Meta(description="Passed to the connector's configure() as it stands.")
+    ] = {}
+    guarantees: Annotated[
+        bool,
+        Meta(description="false passes calls straight through: no guarantee below holds."),
+    ] = True
+    concurrency: Annotated[
+        _Count, Meta(description="Calls of the connector that run at a time.")
+    ] = 64
+    threads: Annotated[
+        _Count, Meta(description="Of these, plain def calls that run at a time, each on a thread.")
+    ] = 32
+    queue: Annotated[
+        int,
+        Meta(ge=0, le=100_000, description="Calls that may wait; more are UNAVAILABLE at once."),
+    ] = 256
+    create_timeout: Annotated[
+        _Wait, Meta(description="Seconds until a create is answered, when the client allows more.")
+    ] = 9.0
+    get_timeout: Annotated[_Wait, Meta(description="The same for get and get_metrics.")] = 5.0
+    delete_timeout: Annotated[_Wait, Meta(description="The same for delete.")] = 9.0
+    do_timeout: Annotated[_Wait, Meta(description="The same for do.")] = 9.0
+    create_limit: Annotated[
+        _Wait,
+        Meta(description="Seconds that a create may go on after its caller has gone."),
+    ] = 300.0
+    create_retention: Annotated[
+        _Span,
+        Meta(description="Seconds in which a repeated create gets the first one's answer."),
+    ] = 3600.0
+    orphan_grace: Annotated[
+        _Span,
+        Meta(
+            description="Seconds until a job whose caller had gone is deleted, unless a repeated"
+            " create asks for it."
+        ),
+    ] = 120.0
+    retry_transient: Annotated[
+        bool, Meta(description="Retry transient faults inside the call's deadline.")
+    ] = True
+    min_poll_interval: Annotated[
+        _Span,
+        Meta(description="Seconds between two gets of one job that reach the connector."),
+    ] = 0.0
+    unknown_status_grace: Annotated[
+        _Span,
+        Meta(
+            description="Seconds that a job's status may stay unknown for transient faults before"
+            " it is RETRYABLE_FAILED."
+        ),
+    ] = 21_600.0
+    bug_grace: Annotated[
+        _Span,
+        Meta(description="The same for errors of the connector's own get that nobody foresaw."),
+    ] = 600.0
+    terminal_retention: Annotated[
+        _Span, Meta(description="Seconds in which a job's end is remembered.")
+    ] = 600.0
 
 
 class Config(_Settings, frozen=True):
@@ -151,6 +241,7 @@ class Config(_Settings, frozen=True):
     metrics: Metrics = Metrics()
     plugins: Plugins = Plugins()
     drain: Drain = Drain()
+    ledger: Ledger = Ledger()
     log: Log = Log()
     connectors: dict[str, ConnectorSection] = {}
 

@@ -15,7 +15,8 @@ ConnectorServiceError
 │   │   └── InvalidMetaError       the resource meta is not one of this connector's
 │   ├── UnsupportedOperationError  the connector has no such operation
 │   ├── WrongKindError             a sync call on an async connector, or the reverse
-│   └── DeadlineError              the caller's time is up
+│   ├── DeadlineError              the caller's time is up
+│   └── UnavailableError           the service cannot take the call now; try again
 ├── ConnectorFault                 the connector's code failed in a way nobody foresaw: a bug
 ├── SecretNotFoundError            no secret of that name in the environment or the files
 └── BackendError                   raised by connectors, their text goes to the caller
@@ -27,7 +28,7 @@ ConnectorServiceError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,6 +53,7 @@ __all__ = [
     "SecretNotFoundError",
     "StartupError",
     "TransientError",
+    "UnavailableError",
     "UnsupportedOperationError",
     "WrongKindError",
 ]
@@ -126,6 +128,15 @@ class DeadlineError(CallError, TimeoutError):
     """The caller's deadline passed before the connector answered."""
 
 
+class UnavailableError(CallError):
+    """The service cannot take this call now; ``retry_after`` says when to try again, in seconds."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        """Take the sentence and the hint."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class ConnectorFault(ConnectorServiceError):  # noqa: N818 - a fault, not an error of ours
     """The connector's code failed with something it never announced.
 
@@ -151,12 +162,22 @@ class BackendError(ConnectorServiceError):
     """What a connector raises to speak to the caller: its text is shown, redacted and cut.
 
     ``code`` is a short word for programs (``QuotaExceeded``); it defaults to the class name.
+    ``origin`` says whose fault it is: ``user`` or ``system``. Both reach Flyte 1's ``agent_error``.
     """
 
-    def __init__(self, message: str, *, code: str | None = None) -> None:
-        """Take the sentence for people and the code for programs."""
+    default_origin: Literal["user", "system"] = "user"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        origin: Literal["user", "system"] | None = None,
+    ) -> None:
+        """Take the sentence for people, the code for programs and whose fault it is."""
         super().__init__(message)
         self.code = code or type(self).__name__.removesuffix("Error")
+        self.origin: Literal["user", "system"] = origin or self.default_origin
 
 
 class InvalidInputError(BackendError, ValueError):
@@ -168,11 +189,30 @@ class PermanentError(BackendError):
 
 
 class TransientError(BackendError):
-    """The backend is busy, restarting or out of reach; trying again may help."""
+    """The backend is busy, restarting or out of reach; trying again may help.
+
+    ``retry_after`` is how long the backend asks to be left alone, in seconds.
+    """
+
+    default_origin = "system"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        origin: Literal["user", "system"] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """Take what ``BackendError`` takes, and the backend's wish."""
+        super().__init__(message, code=code, origin=origin)
+        self.retry_after = retry_after
 
 
 class GoneError(BackendError):
     """The remote job no longer exists at the backend."""
+
+    default_origin = "system"
 
 
 def _shorten(names: Iterable[str], most: int = 20) -> str:

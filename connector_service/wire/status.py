@@ -26,6 +26,7 @@ from connector_service.errors import (
     PermanentError,
     SecretNotFoundError,
     TransientError,
+    UnavailableError,
     UnsupportedOperationError,
     WrongKindError,
 )
@@ -48,6 +49,7 @@ CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (UnsupportedOperationError, grpc.StatusCode.UNIMPLEMENTED),
     (WrongKindError, grpc.StatusCode.FAILED_PRECONDITION),
     (DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (GoneError, grpc.StatusCode.NOT_FOUND),
     (PermanentError, grpc.StatusCode.FAILED_PRECONDITION),
     (TransientError, grpc.StatusCode.UNAVAILABLE),
