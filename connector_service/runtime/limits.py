@@ -1,0 +1,150 @@
+"""A bulkhead per connector: so many calls run, so many wait, others are told to come back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from connector_service.errors import DeadlineError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Bulkhead"]
+
+# Seconds; bounds of the hint that goes with a refusal. Below, clients would hammer; above, they
+# would leave a connector alone that has long recovered.
+_SOONEST, _LATEST = 1.0, 30.0
+_WEIGHT = 0.1  # of the newest call in the mean of how long calls take
+
+
+class Bulkhead:
+    """Bounds one connector's calls; it belongs to one event loop and is not thread-safe.
+
+    A call with a free slot pays neither a task nor a timer. Slots are handed over in the order
+    of arrival: a newcomer never overtakes one that waits.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        concurrency: int,
+        queue: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take the connector's name for people, how many calls run, and how many may wait."""
+        self.name = name
+        self.concurrency = concurrency
+        self.queue = queue
+        self._clock = clock
+        self._running = 0
+        # Ordered, so that one who gives up leaves from the middle at no cost.
+        self._waiters: OrderedDict[asyncio.Future[None], float | None] = OrderedDict()
+        self._mean = 0.0  # seconds that a call holds its slot
+
+    @property
+    def running(self) -> int:
+        """Calls that hold a slot."""
+        return self._running
+
+    @property
+    def waiting(self) -> int:
+        """Calls in the queue."""
+        return len(self._waiters)
+
+    def entered(self, deadline: float | None) -> _Entry:
+        """Return a context that holds a slot; ``deadline`` is on the clock's scale.
+
+        Raises, on entering:
+            UnavailableError: The queue is full; ``retry_after`` estimates when it will not be.
+            DeadlineError: The deadline passed before the call's turn came.
+        """
+        return _Entry(self, deadline)
+
+    async def _acquire(self, deadline: float | None) -> float:
+        """Take a slot, waiting for it if need be, and return when that was."""
+        now = self._clock()
+        if deadline is not None and deadline <= now:
+            raise self._late()
+        if self._running < self.concurrency and not self._waiters:
+            self._running += 1
+            return now
+        if len(self._waiters) >= self.queue:
+            raise UnavailableError(
+                f"{self.name} is busy: {self._running} calls run and {len(self._waiters)} wait,"
+                f" which is all that its concurrency and queue allow; try again later.",
+                retry_after=self._hint(),
+            )
+        await self._wait(deadline, now)
+        return self._clock()
+
+    async def _wait(self, deadline: float | None, now: float) -> None:
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._waiters[turn] = deadline
+        timer = None if deadline is None else loop.call_later(deadline - now, self._expire, turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if self._waiters.pop(turn, self) is self and _given(turn):
+                # The slot was handed over in the same turn of the loop as the cancellation came.
+                self._hand_over()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _release(self, since: float) -> None:
+        self._mean += _WEIGHT * (self._clock() - since - self._mean)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give a slot that has become free to the first who can still use it."""
+        now = self._clock()
+        while self._waiters:
+            turn, deadline = self._waiters.popitem(last=False)
+            if turn.done():  # cancelled, and not yet gone from the queue
+                continue
+            if deadline is None or deadline > now:
+                turn.set_result(None)
+                return
+            turn.set_exception(self._late())
+        self._running -= 1
+
+    def _expire(self, turn: asyncio.Future[None]) -> None:
+        if self._waiters.pop(turn, self) is not self and not turn.done():
+            turn.set_exception(self._late())
+
+    def _late(self) -> DeadlineError:
+        return DeadlineError(
+            f"The deadline passed before {self.name} could begin the call:"
+            f" {self._running} others run and {len(self._waiters)} wait."
+        )
+
+    def _hint(self) -> float:
+        """Estimate the seconds until the queue is half empty."""
+        ahead = (len(self._waiters) / 2 + 1) / self.concurrency
+        return min(max(_SOONEST, ahead * self._mean), _LATEST)
+
+
+class _Entry:
+    """A slot of a bulkhead as an asynchronous context manager, without a generator's cost."""
+
+    __slots__ = ("_bulkhead", "_deadline", "_since")
+
+    def __init__(self, bulkhead: Bulkhead, deadline: float | None) -> None:
+        self._bulkhead = bulkhead
+        self._deadline = deadline
+        self._since = 0.0
+
+    async def __aenter__(self) -> None:
+        self._since = await self._bulkhead._acquire(self._deadline)  # noqa: SLF001 - its own entry
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._bulkhead._release(self._since)  # noqa: SLF001
+
+
+def _given(turn: asyncio.Future[None]) -> bool:
+    return turn.done() and not turn.cancelled() and turn.exception() is None
