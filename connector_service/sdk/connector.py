@@ -31,6 +31,9 @@ class ConnectorBase(ABC):  # noqa: B024 - its two subclasses have the abstract m
     """
 
     name: str = "Base Connector"
+    # Exceptions of the backend's library that no second try mends (a syntax error, say): like
+    # PermanentError they fail the task for good, and their text is shown to its user.
+    permanent_errors: tuple[type[Exception], ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -30,14 +30,16 @@ from connector_service.errors import (
     UnsupportedOperationError,
     WrongKindError,
 )
+from connector_service.runtime import faults
 from connector_service.runtime.call import Call, Outcome, Status
+from connector_service.runtime.sizes import elide
 from connector_service.sdk.secrets import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-__all__ = ["CODES", "HTTP_CODES", "MAX_DETAILS", "answer", "classify", "elide"]
+__all__ = ["CODES", "HTTP_CODES", "MAX_DETAILS", "answer", "classify"]
 
 MAX_DETAILS = 2048  # bytes of UTF-8
 
@@ -60,26 +62,10 @@ CODES: tuple[tuple[type[BaseException], grpc.StatusCode], ...] = (
     (TimeoutError, grpc.StatusCode.UNAVAILABLE),
 )
 
-# What a backend's HTTP library says through `status_code` (requests, httpx) or `status`.
+# What a backend's HTTP library reports, whichever attribute it uses; `faults` finds it.
 HTTP_CODES: Mapping[int, grpc.StatusCode] = {
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    408: grpc.StatusCode.UNAVAILABLE,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    502: grpc.StatusCode.UNAVAILABLE,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.UNAVAILABLE,
+    status: grpc.StatusCode[name] for status, name in faults.HTTP_CODES.items()
 }
-
-# A backend's own gRPC status is passed on where it says something about the backend.
-_PASSED_ON = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.PERMISSION_DENIED,
-        grpc.StatusCode.UNAUTHENTICATED,
-    }
-)
 
 
 def classify(error: BaseException, call: Call) -> Status:
@@ -114,40 +100,11 @@ async def answer(context: grpc.aio.ServicerContext[Any, Any], outcome: Outcome) 
     raise AssertionError("abort() always raises")
 
 
-def elide(text: str, limit: int) -> str:
-    """Cut ``text`` to ``limit`` bytes of UTF-8 by taking out its middle."""
-    data = text.encode("utf-8", "replace")
-    if len(data) <= limit:
-        return data.decode("utf-8")
-    mark = f" ... [{len(data) - limit} bytes cut] ... ".encode()
-    head = (limit - len(mark)) * 2 // 3
-    tail = limit - len(mark) - head
-    parts = data[:head], mark, data[len(data) - tail :]
-    return "".join(part.decode("utf-8", "ignore") for part in parts)
-
-
 def _code(error: BaseException) -> grpc.StatusCode:
     for kind, code in CODES:
         if isinstance(error, kind):
             return code
-    with contextlib.suppress(Exception):  # a stranger's attributes may raise when they are read
-        return _backend_code(error)
-    return grpc.StatusCode.INTERNAL
-
-
-def _backend_code(error: BaseException) -> grpc.StatusCode:
-    if isinstance(error, grpc.RpcError):
-        theirs: object = error.code()
-        for code in _PASSED_ON:
-            if code is theirs:
-                return code
-        return grpc.StatusCode.INTERNAL
-    for holder in (error, getattr(error, "response", None)):
-        for name in ("status_code", "status", "code"):
-            value = getattr(holder, name, None)
-            if isinstance(value, int) and value in HTTP_CODES:
-                return HTTP_CODES[value]
-    return grpc.StatusCode.INTERNAL
+    return grpc.StatusCode[faults.backend_code(error) or "INTERNAL"]
 
 
 def _said(error: BaseException) -> str | None:
