@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import functools
 import inspect
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from connector_service.errors import ConnectorFault, DeadlineError
+from connector_service.runtime.threads import AbandonedCall, Threads
+from connector_service.sdk.deadline import DEADLINE
 from connector_service.sdk.method import Method, Style
 
 if TYPE_CHECKING:
@@ -36,10 +36,10 @@ _CLOSE_FAILED = "A connector's generator failed while it was closed."
 class Invoker:
     """Runs methods of connectors; every connector's plain ``def`` code has its own threads."""
 
-    def __init__(self, threads_per_connector: int = _THREADS_PER_CONNECTOR) -> None:
-        """Take how many plain ``def`` calls of one connector run at a time."""
-        self._threads = threads_per_connector
-        self._pools: dict[int, ThreadPoolExecutor] = {}
+    def __init__(self, threads: Callable[[str], int] | int = _THREADS_PER_CONNECTOR) -> None:
+        """Take how many plain ``def`` calls of one connector run at a time, by its task type."""
+        self._threads = threads
+        self._lanes: dict[int, _Lane] = {}
 
     async def invoke(
         self, method: Method, arguments: Mapping[str, Any], deadline: float | None = None
@@ -48,14 +48,17 @@ class Invoker:
 
         Raises:
             DeadlineError: ``deadline`` passed first. An ``async def`` is cancelled; a plain
-                ``def`` cannot be, and its thread goes on to its end.
+                ``def`` cannot be: it is abandoned, and its thread goes on to its end.
+            UnavailableError: So many of the connector's threads are abandoned that it has none.
             ConnectorFault: The code raised what would end a process (SystemExit) or cancelled
                 itself. Other exceptions come out as they are.
         """
         async with _guarded(deadline):
             if method.style is Style.COROUTINE:
                 return await method.function(**arguments)
-            value = await self._offload(method, functools.partial(method.function, **arguments))
+            value = await self._lane(method).threads.run(
+                method.operation, functools.partial(method.function, **arguments), deadline
+            )
             return await value if inspect.isawaitable(value) else value
 
     async def iterate(
@@ -66,7 +69,7 @@ class Invoker:
         Close it when you stop reading: that runs the ``finally`` of the connector's generator.
 
         Raises:
-            DeadlineError, ConnectorFault: As ``invoke``.
+            DeadlineError, UnavailableError, ConnectorFault: As ``invoke``.
         """
         if method.style is Style.ASYNC_GENERATOR:
             source: Any = method.function(**arguments)
@@ -78,9 +81,9 @@ class Invoker:
             step = functools.partial(_step_async, source)
             close = functools.partial(_close_async, source)
         elif isinstance(source, Iterator):
-            steps = _Steps(source)
-            step = functools.partial(self._offload, method, steps.next)
-            close = functools.partial(self._offload, method, steps.close)
+            threads, steps = self._lane(method).threads, _Steps(source)
+            step = functools.partial(threads.run, method.operation, steps.next, deadline)
+            close = functools.partial(_close_threaded, threads, method.operation, steps)
         else:
             yield source
             return
@@ -94,28 +97,33 @@ class Invoker:
         finally:
             await close()
 
+    def abandoned(self) -> list[AbandonedCall]:
+        """List the plain ``def`` calls that run on though their callers have gone."""
+        return [call for lane in list(self._lanes.values()) for call in lane.threads.abandoned()]
+
     def shutdown(self) -> None:
         """Stop taking calls; threads still running are left to end by themselves."""
-        for pool in self._pools.values():
-            pool.shutdown(wait=False, cancel_futures=True)
+        for lane in self._lanes.values():
+            lane.threads.close()
 
-    async def _offload(self, method: Method, function: Callable[[], Any]) -> Any:
-        context = contextvars.copy_context()
-        value, error = await asyncio.get_running_loop().run_in_executor(
-            self._pool(method), context.run, _capture, function
-        )
-        if error is not None:
-            raise error
-        return value
-
-    def _pool(self, method: Method) -> ThreadPoolExecutor:
+    def _lane(self, method: Method) -> _Lane:
         connector = getattr(method.function, "__self__", method.function)
-        pool = self._pools.get(id(connector))
-        if pool is None:
-            name = type(connector).__name__
-            pool = ThreadPoolExecutor(self._threads, thread_name_prefix=f"connector-{name}")
-            self._pools[id(connector)] = pool
-        return pool
+        lane = self._lanes.get(id(connector))
+        if lane is None:
+            lane = self._lanes[id(connector)] = _Lane(connector, self._threads)
+        return lane
+
+
+class _Lane:
+    """What one connector's code runs on."""
+
+    def __init__(self, connector: Any, threads: Callable[[str], int] | int) -> None:
+        self.connector = connector  # held, so that its id stays its own
+        category = getattr(connector, "task_category", None)
+        task_type = "" if category is None else category.name
+        self.threads = Threads(
+            type(connector).__name__, threads(task_type) if callable(threads) else threads
+        )
 
 
 class _Steps:
@@ -133,6 +141,8 @@ class _Steps:
 
     def next(self) -> Any:
         with self._changing:
+            if self._left:
+                return _END
             self._running = True
         try:
             return next(self._source, _END)
@@ -141,16 +151,15 @@ class _Steps:
                 self._running = False
                 left = self._left
             if left:
-                self._finish()
+                self.finish()
 
-    def close(self) -> None:
+    def leave(self) -> bool:
+        """Read no more; tell whether the caller is to ``finish``, since no step is running."""
         with self._changing:
             self._left = True
-            running = self._running
-        if not running:
-            self._finish()
+            return not self._running
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         close = getattr(self._source, "close", None)
         try:
             if close is not None:
@@ -167,7 +176,11 @@ async def _guarded(deadline: float | None) -> AsyncIterator[None]:
         raise DeadlineError("The deadline passed before the call began.")
     try:
         async with asyncio.timeout(remaining) as scope:
-            yield
+            token = DEADLINE.set(deadline)
+            try:
+                yield
+            finally:
+                DEADLINE.reset(token)
     except Exception as error:
         # Some libraries turn the cancellation that a deadline is into an error of their own.
         if scope.expired():
@@ -200,23 +213,19 @@ def contain(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> 
         raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
 
 
-def _capture(function: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """Carry any exception out of a thread as a value.
-
-    An asyncio future refuses StopIteration, and its waiter would then wait for ever.
-    """
-    try:
-        return function(), None
-    except StopIteration as error:
-        fault = ConnectorFault("The connector raised StopIteration.")
-        fault.__cause__ = error
-        return None, fault
-    except BaseException as error:  # noqa: BLE001 - re-raised by the waiter
-        return None, error
-
-
 async def _step_async(source: AsyncIterator[Any]) -> Any:
     return await anext(source, _END)
+
+
+async def _close_threaded(threads: Threads, operation: str, steps: _Steps) -> None:
+    if not steps.leave():
+        return
+    deadline = time.monotonic() + _CLOSING
+    try:
+        async with _guarded(deadline):
+            await threads.run(operation, steps.finish, deadline)
+    except Exception:  # noqa: BLE001 - as below
+        _log.warning(_CLOSE_FAILED, exc_info=True)
 
 
 async def _close_async(source: AsyncIterator[Any]) -> None:

@@ -10,6 +10,7 @@ from connector_service.sdk.connector import (
     ConnectorBase,
     SyncConnectorBase,
 )
+from connector_service.sdk.deadline import time_remaining
 from connector_service.sdk.registry import ConnectorRegistry, Registry
 from connector_service.sdk.resource import (
     Phase,
@@ -38,6 +39,7 @@ __all__ = [
     "from_literal_map",
     "get_connector_secret",
     "is_terminal_phase",
+    "time_remaining",
     "to_literal",
     "to_literal_map",
     "to_python",
