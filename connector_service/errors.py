@@ -17,6 +17,7 @@ ConnectorServiceError
 │   ├── WrongKindError             a sync call on an async connector, or the reverse
 │   ├── DeadlineError              the caller's time is up
 │   └── UnavailableError           the service cannot take the call now; try again
+│       └── LedgerDownError        where created jobs are remembered cannot be reached
 ├── ConnectorFault                 the connector's code failed in a way nobody foresaw: a bug
 ├── SecretNotFoundError            no secret of that name in the environment or the files
 └── BackendError                   raised by connectors, their text goes to the caller
@@ -47,6 +48,7 @@ __all__ = [
     "InvalidInputError",
     "InvalidMetaError",
     "InvalidRequestError",
+    "LedgerDownError",
     "OperatorError",
     "PermanentError",
     "PluginError",
@@ -135,6 +137,13 @@ class UnavailableError(CallError):
         """Take the sentence and the hint."""
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class LedgerDownError(UnavailableError):
+    """The ledger of created jobs cannot be read or written now; ``__cause__`` says why.
+
+    The text names the kind of ledger and of trouble, and no address: callers may read it.
+    """
 
 
 class ConnectorFault(ConnectorServiceError):  # noqa: N818 - a fault, not an error of ours

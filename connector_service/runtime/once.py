@@ -1,0 +1,401 @@
+"""Creates each job once: duplicates join, repeats get the first answer, orphans are deleted.
+
+The client's delivery is "at least once": it repeats a create with the same output prefix after a
+crash, a conflict or an error elsewhere in its round, and a create that timed out at the client
+leaves a job behind of which it knows nothing. Here a create runs in a task of its own, which its
+callers wait for, each until its own deadline. When the last of them has gone the task goes on;
+what it made is then owed: to a repeat within the grace, or else to the connector's ``delete``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from connector_service.errors import DeadlineError, LedgerDownError, UnavailableError
+from connector_service.runtime.ledger import Held, Job, Ledger, Recorded, Reserved
+
+if TYPE_CHECKING:
+    from connector_service.sdk.resource import TaskCategory
+
+__all__ = ["CreateOnce", "Limits", "Run", "idempotency_key"]
+
+_log = logging.getLogger(__name__)
+
+Run = Callable[[str], Awaitable[bytes]]
+
+LEASE = 15.0  # seconds; when a replica dies, its creates can be repeated elsewhere after these
+_BEAT = LEASE / 3
+_MOST_RUNNING = 10_000
+_FIRST_POLL, _LAST_POLL = 0.05, 1.0  # seconds between two looks at a key that another holds
+_RECORD_FOR = 600.0  # seconds in which a record is tried again while the ledger is down
+_QUIET = 30.0  # seconds between two log lines that say the ledger is down
+
+
+class Limits(Protocol):
+    """The settings of one connector that count here; ``config.ConnectorSection`` has them."""
+
+    @property
+    def create_limit(self) -> float:
+        """Seconds that a create may take altogether."""
+
+    @property
+    def create_retention(self) -> float:
+        """Seconds in which a repeat gets the first answer."""
+
+    @property
+    def orphan_grace(self) -> float:
+        """Seconds until a job without a caller is deleted."""
+
+
+def idempotency_key(category: TaskCategory, output_prefix: str) -> str:
+    """Return the key of a create, 32 hexadecimal digits; empty without an output prefix.
+
+    The prefix is unique per node and attempt, and repeats exactly when the create does.
+    """
+    if not output_prefix:
+        return ""
+    text = f"{category.name}\0{category.version}\0{output_prefix}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class CreateOnce:
+    """Runs creates so that each key has one job; ``start`` it, ``close`` it."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        ledger_down: Literal["refuse", "continue"] = "refuse",
+        on_unguarded: Callable[[TaskCategory], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Take the ledger, what to do without it, and whom to tell of a create without it.
+
+        ``clock`` is the one that deadlines are on.
+        """
+        self._ledger = ledger
+        self._refuse = ledger_down == "refuse"
+        self._on_unguarded = on_unguarded
+        self._clock = clock
+        self._sleep = sleep
+        self._name = secrets.token_hex(8)
+        self._count = 0
+        self._running: dict[str, _Running] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._renewing: asyncio.Task[None] | None = None
+        self._closing = False
+        self._said = -_QUIET
+
+    @property
+    def running(self) -> int:
+        """Count the creates that run, with or without callers."""
+        return len(self._tasks)
+
+    async def start(self) -> None:
+        """Begin to renew the leases of creates that run."""
+        self._renewing = asyncio.create_task(self._keep_renewing(), name="renew-leases")
+
+    async def close(self, grace: float) -> None:
+        """Refuse new creates, give those that run ``grace`` seconds, leave the rest reserved.
+
+        A reservation that is left ends with its lease, and the job can then be asked for again.
+        """
+        self._closing = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        left = list(self._tasks)
+        if left:
+            _log.warning("creates_cut_short", extra={"count": len(left)})
+        if self._renewing is not None:
+            left.append(self._renewing)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def create(
+        self,
+        category: TaskCategory,
+        key: str,
+        run: Run,
+        limits: Limits,
+        *,
+        deadline: float | None = None,
+    ) -> bytes:
+        """Return the resource meta of the one job of ``key``, made by ``run`` if need be.
+
+        ``run`` gets the idempotency key. It may go on for ``create_limit`` seconds after every
+        caller has gone, so it must not end with this call's deadline.
+
+        Raises:
+            DeadlineError: The deadline passed while the create ran; it goes on.
+            UnavailableError: Another replica creates the job, the ledger is down, or the service
+                is leaving. Every other error is ``run``'s own.
+        """
+        if deadline is not None and deadline <= self._clock():
+            raise DeadlineError("The deadline passed before the create began.")
+        running = self._running.get(key) if key else None
+        if running is None:
+            running = self._begin(category, key, run, limits)
+        return await self._wait(running, deadline)
+
+    async def renew(self) -> None:
+        """Prolong the lease of every create that runs, once."""
+        held = [(key, one.owner) for key, one in self._running.items() if one.reserved]
+        if not held:
+            return
+        try:
+            lost = await self._ledger.renew(held, LEASE)
+        except LedgerDownError as error:
+            self._say_down(error)
+            return
+        for key in lost:
+            one = self._running.get(key)
+            if one is not None and one.reserved:
+                one.reserved = False
+                _log.warning("create_lease_lost", extra={"key": key, "task": str(one.category)})
+
+    async def _keep_renewing(self) -> None:
+        while True:
+            await self._sleep(_BEAT)
+            await self.renew()
+
+    def _begin(self, category: TaskCategory, key: str, run: Run, limits: Limits) -> _Running:
+        if self._closing:
+            raise UnavailableError("The service is leaving; another one takes creates.")
+        if len(self._tasks) >= _MOST_RUNNING:
+            raise UnavailableError(
+                f"{_MOST_RUNNING} creates are running here; this one was not begun.",
+                retry_after=1.0,
+            )
+        self._count += 1
+        running = _Running(category, key, limits, f"{self._name}-{self._count}")
+        if key:
+            self._running[key] = running
+        work = self._make(running, run) if key else self._make_freely(running, run)
+        running.task = asyncio.create_task(work, name=f"create-{category}")
+        self._tasks.add(running.task)
+        running.task.add_done_callback(self._tasks.discard)
+        # A task that was cancelled before its first step runs no `finally` of its own.
+        running.task.add_done_callback(lambda _: running.fail(_cut_short()))
+        return running
+
+    async def _wait(self, running: _Running, deadline: float | None) -> bytes:
+        """Wait for the answer as one of its callers, no longer than the deadline."""
+        remaining = None if deadline is None else deadline - self._clock()
+        running.enter()
+        try:
+            done, _ = await asyncio.wait({running.answer}, timeout=remaining)
+            if not done:
+                raise running.late()
+            meta = running.answer.result()
+            running.taken = True
+            return meta
+        finally:
+            running.leave()
+            if running.deserted and running.cancellable and running.task is not None:
+                self._remove(running)
+                running.task.cancel()
+
+    def _remove(self, running: _Running) -> None:
+        if self._running.get(running.key) is running:
+            del self._running[running.key]
+
+    async def _make_freely(self, running: _Running, run: Run) -> None:
+        """Create without a key: there is nothing to join, and nothing to remember."""
+        running.cancellable = True
+        try:
+            running.settle(await run(""))
+        except Exception as error:  # noqa: BLE001 - the caller gets it
+            running.fail(error)
+
+    async def _make(self, running: _Running, run: Run) -> None:
+        """Bring one key to its answer, and see the answer handed out or owed."""
+        try:
+            found = await self._reserve(running)
+            if isinstance(found, Reserved):
+                if running.deserted:
+                    self._remove(running)
+                    await self._release(running)
+                    return
+                meta = await self._run(running, run, found.generation)
+                found = await self._record(running, meta)
+            await self._hand_out(running, found)
+        except Exception as error:  # noqa: BLE001 - every caller gets it
+            running.fail(error)
+        finally:
+            self._remove(running)
+
+    async def _reserve(self, running: _Running) -> Reserved | Recorded:
+        """Take the key, waiting for another holder as long as any caller does."""
+        pause = _FIRST_POLL
+        while True:
+            try:
+                found = await self._ledger.reserve(running.key, running.owner, LEASE)
+            except LedgerDownError as error:
+                self._say_down(error)
+                if self._refuse:
+                    raise
+                self._on_unguarded(running.category)
+                running.creating = True
+                return Reserved()
+            if isinstance(found, Reserved):
+                running.creating = running.reserved = True
+            if not isinstance(found, Held):
+                return found
+            # Asleep it may be cancelled: nothing of its own is held then.
+            running.cancellable = True
+            if running.deserted:
+                raise _held()
+            await self._sleep(min(pause, max(found.retry_after, _FIRST_POLL)))
+            running.cancellable = False
+            pause = min(pause * 1.5, _LAST_POLL)
+
+    async def _run(self, running: _Running, run: Run, generation: int) -> bytes:
+        """Run the create within its limit; one that fails frees its key."""
+        idempotency = f"{running.key}-{generation}" if generation else running.key
+        limit = running.limits.create_limit
+        try:
+            async with asyncio.timeout(limit) as scope:
+                return await run(idempotency)
+        except Exception as error:
+            await self._release(running)
+            if scope.expired():
+                raise DeadlineError(
+                    f"The create did not end within create_limit ({limit:g} s)."
+                ) from error
+            raise
+
+    async def _release(self, running: _Running) -> None:
+        if not running.reserved:
+            return
+        running.reserved = False
+        try:
+            await self._ledger.release(running.key, running.owner)
+        except LedgerDownError as error:  # its lease ends by itself
+            self._say_down(error)
+
+    async def _record(self, running: _Running, meta: bytes) -> Recorded:
+        """Write what was created; callers do not wait for a ledger that is down."""
+        limits = running.limits
+        job = Job(running.category, meta, limits.create_retention, limits.orphan_grace)
+        until, pause = self._clock() + _RECORD_FOR, _FIRST_POLL
+        while True:
+            wanted = running.taken or not running.deserted
+            try:
+                stands = await self._ledger.record(
+                    running.key, running.owner, job, delivered=wanted
+                )
+            except LedgerDownError as error:
+                self._say_down(error)
+                running.settle(meta)  # the job exists: its id must not be lost with the ledger
+                if self._clock() > until:
+                    _log.exception("job_not_recorded", extra={"key": running.key})
+                    raise
+            else:
+                break
+            await self._sleep(pause)
+            pause = min(pause * 2, 5.0)
+        running.reserved = False
+        if stands.meta != meta:
+            await self._disown(running, job)
+        return stands
+
+    async def _disown(self, running: _Running, job: Job) -> None:
+        """Have a second job deleted, whose lease was lost to one that was recorded first."""
+        if running.taken:
+            _log.error("job_created_twice", extra={"key": running.key, "task": str(job.category)})
+            return
+        other = f"{running.key}+{hashlib.sha256(job.meta).hexdigest()[:16]}"
+        second = Job(job.category, job.meta, job.retention, 0.0)
+        _log.warning("second_job_deleted", extra={"key": other, "task": str(job.category)})
+        await self._ledger.record(other, running.owner, second, delivered=False)
+
+    async def _hand_out(self, running: _Running, stands: Recorded) -> None:
+        """Give callers the answer; note in the ledger whether any of them took it."""
+        if stands.delivery == 0 and (running.taken or not running.deserted):
+            # They joined while it was recorded as owed, or the answer was early.
+            found = await self._ledger.reserve(running.key, running.owner, LEASE)
+            if not isinstance(found, Recorded):
+                raise _held()
+            stands = found
+        if not running.deserted:
+            running.settle(stands.meta)
+            await running.left.wait()
+        self._remove(running)  # from here on a repeat asks the ledger
+        if not running.taken and stands.delivery:
+            try:
+                await self._ledger.withdraw(
+                    running.key, stands.delivery, running.limits.orphan_grace
+                )
+            except LedgerDownError as error:
+                _log.exception("orphan_not_noted", extra={"key": running.key, "why": error.public})
+
+    def _say_down(self, error: LedgerDownError) -> None:
+        now = self._clock()
+        if now - self._said < _QUIET:
+            return
+        self._said = now
+        choice = "refused" if self._refuse else "not guarded"
+        _log.error("ledger_down", extra={"why": str(error), "creates": choice}, exc_info=error)
+
+
+class _Running:
+    """One create on its way, and how many callers wait for it."""
+
+    def __init__(self, category: TaskCategory, key: str, limits: Limits, owner: str) -> None:
+        self.category = category
+        self.key = key
+        self.limits = limits
+        self.owner = owner
+        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.left = asyncio.Event()
+        self.task: asyncio.Task[Any] | None = None
+        self.taken = False
+        self.reserved = False
+        self.creating = False
+        self.cancellable = False
+        self._callers = 0
+
+    @property
+    def deserted(self) -> bool:
+        return self._callers == 0
+
+    def enter(self) -> None:
+        self._callers += 1
+        self.left.clear()
+
+    def leave(self) -> None:
+        self._callers -= 1
+        if self.deserted:
+            self.left.set()
+
+    def settle(self, meta: bytes) -> None:
+        if not self.answer.done():
+            self.answer.set_result(meta)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+            self.answer.exception()  # read, or asyncio complains of one that nobody waited for
+
+    def late(self) -> Exception:
+        if self.key and not self.creating:
+            return _held()
+        return DeadlineError("The create did not end within the call's deadline; it goes on.")
+
+
+def _held() -> UnavailableError:
+    return UnavailableError(
+        "Another replica is creating or deleting this job; ask again.", retry_after=1.0
+    )
+
+
+def _cut_short() -> UnavailableError:
+    return UnavailableError("The service ended before the create did; ask again.")
