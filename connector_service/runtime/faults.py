@@ -283,13 +283,15 @@ def _seconds(value: object, wall: Callable[[], float] = time.time) -> float | No
     if isinstance(value, bytes):
         value = value.decode("ascii", "replace")
     if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            try:
-                value = email.utils.parsedate_to_datetime(value).timestamp() - wall()
-            except (ValueError, OverflowError):
-                return None
+        value = _parsed(value, wall)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return min(max(float(value), 0.0), _LONGEST_WISH)
+
+
+def _parsed(text: str, wall: Callable[[], float]) -> float | None:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    with contextlib.suppress(ValueError, OverflowError):
+        return email.utils.parsedate_to_datetime(text).timestamp() - wall()
+    return None

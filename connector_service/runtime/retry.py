@@ -13,6 +13,7 @@ Only a backend that honours the ``idempotency_key`` makes such a second try find
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -28,6 +29,7 @@ __all__ = ["Retry", "retried"]
 T = TypeVar("T")
 
 _NO_DEADLINE_TRIES = 4
+_NOTHING = 0.001  # seconds of room that are none
 
 
 class Retry(NamedTuple):
@@ -78,15 +80,15 @@ async def retried(
             if verdict.fault is not Fault.TRANSIENT:
                 raise
             wait = policy.draw(min(policy.longest, policy.first * 2 ** min(tries - 1, 32)))
-            if verdict.retry_after is not None:
+            now = policy.clock()
+            # The time in which a last try may still begin.
+            room = math.inf if deadline is None else deadline - policy.least - now
+            if verdict.retry_after is None:
+                wait = min(wait, max(room, 0.0))
+            else:
                 # Jitter on top: all who were told the same second would come in that second.
                 wait += verdict.retry_after
-            now = policy.clock()
-            over = (
-                tries >= _NO_DEADLINE_TRIES
-                if deadline is None
-                else now + wait + policy.least > deadline
-            )
+            over = tries >= _NO_DEADLINE_TRIES if deadline is None else room < max(wait, _NOTHING)
             if over:
                 raise _exhausted(error, tries, now - started, verdict.retry_after) from error
             on_retry(error, wait)

@@ -1,0 +1,381 @@
+"""Keeps a failing poll from killing a healthy job, and a poll from reaching the backend twice.
+
+The client counts failed polls over the whole life of a task, never back, and after six it never
+asks again: the task fails, or hangs for ever in the phase that was seen last. So a poll that
+cannot be answered is answered with what was known, until patience runs out.
+
+All of this is memory of one process, bounded, and lost when it ends: a restart, or another
+replica, begins with RUNNING and with fresh patience. An entry costs about 500 bytes (measured
+with 500,000 jobs and messages of 40 characters: 252 MB, 311 MB while all of them fail); that many,
+the number that the client itself remembers, are kept at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from flyteidl.core.execution_pb2 import TaskExecution
+
+from connector_service.codec.convert import MESSAGES
+from connector_service.errors import AuthorError, BackendError
+from connector_service.runtime import settle
+from connector_service.runtime.faults import Fault, is_unmapped_state, judge
+from connector_service.runtime.known import (
+    LONGEST_TEXT,
+    End,
+    Job,
+    Trouble,
+    job_key,
+    say_unknown,
+    say_why,
+)
+from connector_service.runtime.memory import Memory
+from connector_service.runtime.sizes import bound, elide
+from connector_service.sdk.resource import is_terminal_phase
+from connector_service.sdk.secrets import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from connector_service.config import ConnectorSection
+    from connector_service.runtime.call import Call
+    from connector_service.sdk.resource import TaskCategory
+
+__all__ = ["PollEvent", "Polls"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_JOBS = 500_000
+_MOST_STATE = 384 * 1024 * 1024  # bytes of phases, messages and replies of running jobs
+_MOST_ENDS = 64 * 1024 * 1024  # bytes of terminal replies
+_LARGEST_KEPT = 64 * 1024  # bytes of one reply
+_ENTRY = 600  # bytes of an entry beside its texts
+# Time in which nobody asked is no evidence: only so much of a pause counts against patience.
+_LONGEST_GAP = 600.0
+_LONGEST_PAUSE = 300.0  # seconds that a backend's Retry-After keeps polls away from it
+_LOG_BUG_EVERY = 600.0  # seconds, per job
+_LOG_FAULT_EVERY = 60.0  # seconds, per task category
+_IDLE = 86_400.0  # seconds until a job that nobody polls is forgotten
+
+_KNOWN = frozenset(TaskExecution.Phase.values()) - {TaskExecution.UNDEFINED}
+# Flyte 1's deprecated field, which its client reads where the phase is UNDEFINED. Its zero,
+# RETRYABLE_FAILURE, is also "never set", and is not believed.
+_PHASE_OF_STATE = {
+    1: TaskExecution.FAILED,
+    2: TaskExecution.QUEUED,
+    3: TaskExecution.RUNNING,
+    4: TaskExecution.SUCCEEDED,
+}
+
+
+class PollEvent(StrEnum):
+    """What became of a poll, where the connector's answer alone does not say it."""
+
+    ABSORBED = "absorbed"  # a fault was answered with the last phase known
+    GAVE_UP = "gave_up"  # patience ran out
+    ORPHANED = "orphaned"  # ... and the job could not be deleted
+    UNMAPPED = "unmapped"  # UNDEFINED, an unknown number or an unknown word became RUNNING
+    SHARED = "shared"  # joined a call that was already on its way
+    REMEMBERED = "remembered"  # answered without asking
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One poll on its way to the connector."""
+
+    key: bytes
+    call: Call
+    policy: ConnectorSection
+    fetch: Callable[[float], Awaitable[Any]]
+    delete: Callable[[], Awaitable[object]]
+    permanent: Sequence[type[Exception]]
+
+
+class Polls:
+    """Answers polls: from the connector, from memory, or with what was known last.
+
+    ``count`` hears of every ``PollEvent`` with the task category, for the metrics.
+    """
+
+    def __init__(
+        self,
+        count: Callable[[PollEvent, TaskCategory], None] = lambda _event, _category: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        most_jobs: int = _MOST_JOBS,
+    ) -> None:
+        """Start knowing nothing."""
+        self._count = count
+        self._clock = clock
+        self._wall = wall
+        self._jobs: Memory[Job] = Memory(most_jobs, _MOST_STATE)
+        self._ends: Memory[End] = Memory(most_jobs, _MOST_ENDS)
+        self._asking: dict[bytes, asyncio.Task[Any]] = {}
+        self._logged: dict[TaskCategory, float] = {}
+
+    async def poll(
+        self,
+        call: Call,
+        policy: ConnectorSection,
+        fetch: Callable[[float], Awaitable[Any]],
+        delete: Callable[[], Awaitable[object]],
+        *,
+        permanent: Sequence[type[Exception]] = (),
+    ) -> Any:
+        """Return the job's ``Resource`` in the call's protocol, at the latest at its deadline.
+
+        ``fetch`` asks the connector, with a deadline of its own: callers share its answer, and
+        one that leaves, or has less time, does not take it from the others. ``delete`` stops the
+        job when patience runs out. ``permanent`` is as in ``faults.judge``.
+
+        Raises:
+            CallError: The call cannot be answered at all: not this connector's meta, no such
+                operation. Nothing else that ``fetch`` raises comes out.
+        """
+        now = self._clock()
+        self._forget_idle(now)
+        key = job_key(call)
+        known = self._remembered(key, call, now)
+        if known is not None:
+            self._tell(PollEvent.REMEMBERED, call)
+            return known
+        task = self._asking.get(key)
+        if task is None:
+            task = asyncio.create_task(self._ask(_Ask(key, call, policy, fetch, delete, permanent)))
+            self._asking[key] = task
+        else:
+            self._tell(PollEvent.SHARED, call)
+        left = None if call.deadline is None else max(0.0, call.deadline - now)
+        await asyncio.wait({task}, timeout=left)
+        if not task.done() or task.cancelled():
+            # Its own end will be noted; this caller only has to be answered.
+            self._tell(PollEvent.ABSORBED, call)
+            return self._last_known(call, self._jobs.get(key), "no answer within the deadline")
+        answer = task.result()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    async def close(self) -> None:
+        """Stop what is still being asked; who waits for it is answered with what is known."""
+        tasks = list(self._asking.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- memory --------------------------------------------------------------------------------
+
+    def _remembered(self, key: bytes, call: Call, now: float) -> Any | None:
+        end = self._ends.get(key)
+        if end is not None:
+            if now < end.until:
+                return MESSAGES[call.protocol].resource.FromString(end.reply)
+            self._ends.drop(key)
+        job = self._jobs.get(key)
+        if job is None or now >= job.not_before or key in self._asking:
+            return None
+        job.seen = now
+        if job.trouble is not None:
+            return self._last_known(call, job, job.trouble.why)
+        if job.reply is not None:
+            return MESSAGES[call.protocol].resource.FromString(job.reply)
+        return MESSAGES[call.protocol].resource(phase=job.phase, message=job.message)
+
+    def _keep(self, key: bytes, job: Job) -> None:
+        weight = _ENTRY + len(job.message) + len(job.reply or b"")
+        self._jobs.put(key, job, weight)
+
+    def _end(self, ask: _Ask, resource: Any) -> Any:
+        """Remember how a job ended; a large reply is asked for again instead."""
+        self._jobs.drop(ask.key)
+        reply = resource.SerializeToString()
+        if ask.policy.terminal_retention and len(reply) <= _LARGEST_KEPT:
+            until = self._clock() + ask.policy.terminal_retention
+            self._ends.put(ask.key, End(until, reply), _ENTRY + len(reply))
+        return resource
+
+    def _forget_idle(self, now: float) -> None:
+        jobs, ends = self._jobs.oldest(), self._ends.oldest()
+        if jobs is not None and now - jobs[1].seen > _IDLE:
+            self._jobs.drop(jobs[0])
+        if ends is not None and now >= ends[1].until:
+            self._ends.drop(ends[0])
+
+    # --- asking --------------------------------------------------------------------------------
+
+    async def _ask(self, ask: _Ask) -> Any:
+        """Ask the connector once and note what came of it; an exception is returned."""
+        try:
+            try:
+                resource = await ask.fetch(self._clock() + ask.policy.get_timeout)
+            except Exception as error:  # noqa: BLE001 - every fault is judged
+                return await self._failed(ask, error)
+            return self._answered(ask, resource)
+        except Exception as error:  # noqa: BLE001 - ours; the waiters raise it
+            return error
+        finally:
+            del self._asking[ask.key]
+
+    def _answered(self, ask: _Ask, resource: Any) -> Any:
+        if resource.phase not in _KNOWN:
+            self._tell(PollEvent.UNMAPPED, ask.call)
+            state = getattr(resource, "state", 0)
+            resource.phase = _PHASE_OF_STATE.get(state, TaskExecution.RUNNING)
+        try:
+            bound(resource)
+        except AuthorError as error:
+            # The job is done and its result cannot pass: another attempt would end here too.
+            resource = settle.ended(
+                ask.call.protocol,
+                TaskExecution.FAILED,
+                str(error),
+                code="ReplyTooLarge",
+                origin="user",
+            )
+        if is_terminal_phase(resource.phase):
+            return self._end(ask, resource)
+        now = self._clock()
+        job = Job(
+            seen=now,
+            phase=resource.phase,
+            message=elide(resource.message, LONGEST_TEXT),
+            known_at=now,
+        )
+        if ask.policy.min_poll_interval:
+            job.not_before = now + ask.policy.min_poll_interval
+            reply = resource.SerializeToString()
+            job.reply = reply if len(reply) <= _LARGEST_KEPT else None
+        self._keep(ask.key, job)
+        return resource
+
+    async def _failed(self, ask: _Ask, error: Exception) -> Any:
+        """Answer for a poll that failed: with an end, with patience, or with the error itself."""
+        call = ask.call
+        if is_unmapped_state(error):
+            text = f"The connector does not know what its backend says: {redact(str(error))}"
+            return self._answered(
+                ask, MESSAGES[call.protocol].resource(phase=TaskExecution.UNDEFINED, message=text)
+            )
+        verdict = judge(error, ask.permanent, wall=self._wall)
+        if verdict.fault is Fault.REFUSED:
+            return error
+        if verdict.fault is Fault.GONE:
+            return self._end(
+                ask, self._retryable(call, f"The job is gone: {say_why(error)}", error)
+            )
+        if verdict.fault in (Fault.PERMANENT, Fault.INVALID):
+            # The client asks no more after FAILED, and sends no DeleteTask either.
+            await self._delete(ask)
+            return self._end(ask, settle.failure(call.protocol, error))
+        job = self._troubled(ask, error, verdict.fault is Fault.BUG, verdict.retry_after)
+        trouble: Any = job.trouble
+        grace = ask.policy.unknown_status_grace
+        if trouble.waited >= grace or (
+            trouble.is_bug and trouble.waited_for_bug >= ask.policy.bug_grace
+        ):
+            return await self._give_up(ask, job, error)
+        self._tell(PollEvent.ABSORBED, call)
+        return self._last_known(call, job, trouble.why)
+
+    def _troubled(
+        self, ask: _Ask, error: Exception, is_bug: bool, retry_after: float | None
+    ) -> Job:
+        """Note one more poll that told nothing."""
+        now = self._clock()
+        job = self._jobs.get(ask.key) or Job(seen=now)
+        trouble = job.trouble or Trouble(since=now, seen=now)
+        gap = min(now - trouble.seen, _LONGEST_GAP)
+        trouble.waited += gap
+        # A bug's shorter patience begins with its first failure, and with a fault in between anew.
+        trouble.waited_for_bug = trouble.waited_for_bug + gap if trouble.is_bug and is_bug else 0.0
+        trouble.is_bug = is_bug
+        trouble.seen = job.seen = now
+        job.trouble = trouble
+        pause = min(retry_after or 0.0, _LONGEST_PAUSE)
+        job.not_before = now + max(pause, ask.policy.min_poll_interval)
+        self._log_trouble(ask, trouble, error, now)
+        trouble.why = say_why(error, trouble.incident)
+        self._keep(ask.key, job)
+        return job
+
+    async def _give_up(self, ask: _Ask, job: Job, error: Exception) -> Any:
+        """End a job whose status nobody could tell for too long."""
+        call = ask.call
+        self._tell(PollEvent.GAVE_UP, call)
+        deleted = await self._delete(ask)
+        fate = (
+            "It was deleted, so that a retry does not run beside it."
+            if deleted
+            else "It could not be deleted and may still be running."
+        )
+        why = job.trouble.why if job.trouble else ""
+        text = f"{say_unknown(job, why, self._clock(), self._wall)} {fate}"
+        _log.error(
+            "gave a job up",
+            extra={
+                "task_type": call.category.name if call.category else "",
+                "job": ask.key.hex(),
+                "deleted": deleted,
+                "reason": text,
+            },
+        )
+        return self._end(ask, self._retryable(call, text, error))
+
+    async def _delete(self, ask: _Ask) -> bool:
+        try:
+            async with asyncio.timeout(ask.policy.delete_timeout):
+                await ask.delete()
+        except Exception as error:  # noqa: BLE001 - as well as can be
+            if judge(error, ask.permanent).fault is Fault.GONE:
+                return True
+            self._tell(PollEvent.ORPHANED, ask.call)
+            _log.warning(
+                "could not delete a job that was given up",
+                extra={"job": ask.key.hex(), "reason": say_why(error)},
+            )
+            return False
+        return True
+
+    # --- telling -------------------------------------------------------------------------------
+
+    def _retryable(self, call: Call, text: str, error: Exception) -> Any:
+        code = error.code if isinstance(error, BackendError) else "StatusUnknown"
+        return settle.ended(call.protocol, TaskExecution.RETRYABLE_FAILED, text, code=str(code))
+
+    def _last_known(self, call: Call, job: Job | None, why: str) -> Any:
+        job = job or Job(seen=self._clock())
+        resource: Any = MESSAGES[call.protocol].resource(
+            phase=job.phase, message=say_unknown(job, why, self._clock(), self._wall)
+        )
+        return bound(resource)
+
+    def _log_trouble(self, ask: _Ask, trouble: Trouble, error: Exception, now: float) -> None:
+        category = ask.call.category
+        facts = {"task_type": category.name if category else "", "job": ask.key.hex()}
+        if trouble.is_bug:
+            if trouble.logged is None or now - trouble.logged >= _LOG_BUG_EVERY:
+                trouble.logged = now
+                trouble.incident = secrets.token_hex(4)
+                _log.error(
+                    "a connector's get failed with what looks like a bug; the job's status is"
+                    " unknown",
+                    extra={**facts, "incident": trouble.incident},
+                    exc_info=error,
+                )
+        elif category and now - self._logged.get(category, -_LOG_FAULT_EVERY) >= _LOG_FAULT_EVERY:
+            # One line a minute for all jobs of a type: an outage has as many faults as jobs.
+            self._logged[category] = now
+            _log.warning(
+                "polls fail; jobs keep their phase", extra={**facts, "error": say_why(error)}
+            )
+
+    def _tell(self, event: PollEvent, call: Call) -> None:
+        if call.category is not None:
+            self._count(event, call.category)

@@ -1,0 +1,108 @@
+"""What is known of a polled job: its last phase, its streak of troubles, its end, in words."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+from flyteidl.core.execution_pb2 import TaskExecution
+
+from connector_service.errors import BackendError, CallError
+from connector_service.runtime.sizes import elide
+from connector_service.sdk.secrets import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from connector_service.runtime.call import Call
+
+__all__ = ["LONGEST_TEXT", "End", "Job", "Trouble", "job_key", "say_unknown", "say_why"]
+
+LONGEST_TEXT = 512  # bytes of a last message, and of a reason
+
+
+class Trouble(msgspec.Struct, gc=False):
+    """A streak of polls that told nothing."""
+
+    since: float
+    seen: float
+    why: str = ""
+    waited: float = 0.0
+    is_bug: bool = False
+    waited_for_bug: float = 0.0
+    incident: str = ""
+    logged: float | None = None
+
+
+class Job(msgspec.Struct, gc=False):
+    """What is known of a job that has not ended."""
+
+    seen: float
+    phase: int = int(TaskExecution.RUNNING)
+    message: str = ""
+    known_at: float | None = None
+    # The next poll that may reach the connector.
+    not_before: float = 0.0
+    reply: bytes | None = None
+    trouble: Trouble | None = None
+
+
+class End(msgspec.Struct, gc=False):
+    """A terminal reply, and until when it is remembered."""
+
+    until: float
+    reply: bytes
+
+
+def say_unknown(job: Job, why: str, now: float, wall: Callable[[], float]) -> str:
+    """Say since when a job's status is unknown, why, and what was known last.
+
+    ``now`` is on the clock of the job's own times, ``wall`` the time of day that people read.
+    """
+
+    def at(moment: float) -> str:
+        then = datetime.fromtimestamp(wall() - (now - moment), UTC)
+        return then.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    since = job.trouble.since if job.trouble else job.known_at
+    said = f"Status unknown since {at(now if since is None else since)}: {why}."
+    if job.known_at is None:
+        return said
+    phase = TaskExecution.Phase.Name(job.phase)
+    last = f"{said} Last known at {at(job.known_at)}: {phase}"
+    return f"{last}, {job.message}" if job.message else f"{last}."
+
+
+def say_why(error: BaseException, incident: str = "") -> str:
+    """Say what happened in words that the caller may read, without a full stop."""
+    if isinstance(error, BackendError | CallError):
+        try:
+            return elide(redact(error.public).rstrip(". "), LONGEST_TEXT)
+        except Exception:  # noqa: BLE001 - a connector's subclass may fail at its own text
+            return type(error).__name__
+    suffix = f" (incident {incident})" if incident else ""
+    return f"the connector's get failed with {type(error).__name__}{suffix}"
+
+
+def job_key(call: Call) -> bytes:
+    """Return what identifies a job and all that its connector sees of a poll.
+
+    A meta alone may be empty, with the output prefix telling jobs apart, and who polls with
+    other secrets must not be answered with what these have seen.
+    """
+    message = call.message
+    connection = getattr(message, "connection", None)
+    parts = (
+        call.protocol.encode(),
+        str(call.category).encode(),
+        message.resource_meta,
+        message.output_prefix.encode(),
+        b"" if connection is None else connection.SerializeToString(deterministic=True),
+    )
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
