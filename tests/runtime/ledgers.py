@@ -9,11 +9,12 @@ from pathlib import Path
 
 from connector_service.runtime.ledger import Job, Ledger
 from connector_service.runtime.ledger_memory import MemoryLedger
+from connector_service.runtime.ledger_sqlite import SqliteLedger
 from connector_service.sdk.resource import TaskCategory
 
 LEASE = 15.0
 JOB = Job(TaskCategory("spark", 1), b'{"id": "7"}', 3600.0, 120.0)
-KINDS = ("memory",)
+KINDS = ("memory", "sqlite")
 
 
 @dataclass
@@ -35,6 +36,8 @@ async def opened(kind: str, folder: Path) -> AsyncIterator[Bench]:
     ledger: Ledger
     if kind == "memory":
         ledger = MemoryLedger(clock=lambda: now[0])
+    elif kind == "sqlite":
+        ledger = SqliteLedger(folder / "state", clock=lambda: now[0])
     else:
         raise ValueError(kind)
     await ledger.open()
