@@ -34,7 +34,7 @@ _MOST_WARNINGS = 1000
 # (auth_token, clientSecret); `primary_key` and `idempotency_key` are keys of another kind.
 _SECRET_FIELD = re.compile(
     rb'"([\w.-]{0,64}?(?:passw(?:or)?d|passphrase|token|secret|credential|private_?key|api_?key'
-    rb'|access_?key|auth_?key)[\w.-]{0,64})"\s*:\s*(?!null|""|\[\]|\{\}|true|false)',
+    rb'|access_?key|auth_?key)[\w.-]{0,64})"\s*:\s*+(?!null|""|\[\]|\{\}|true|false)',
     re.IGNORECASE,
 )
 # What is called a token and is none that opens a door: counts and page positions.
