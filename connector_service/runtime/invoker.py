@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from connector_service.errors import ConnectorFault, DeadlineError
+from connector_service.runtime.private_loop import PrivateLoop
 from connector_service.runtime.threads import AbandonedCall, Threads
 from connector_service.sdk.deadline import DEADLINE
 from connector_service.sdk.method import Method, Style
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 __all__ = ["Invoker", "contain"]
 
@@ -54,12 +55,17 @@ class Invoker:
                 itself. Other exceptions come out as they are.
         """
         async with _guarded(deadline):
+            lane = self._lane(method)
             if method.style is Style.COROUTINE:
-                return await method.function(**arguments)
-            value = await self._lane(method).threads.run(
+                if lane.loop is None:
+                    return await method.function(**arguments)
+                return await lane.loop.run(functools.partial(method.function, **arguments))
+            value = await lane.threads.run(
                 method.operation, functools.partial(method.function, **arguments), deadline
             )
-            return await value if inspect.isawaitable(value) else value
+            if not inspect.isawaitable(value):
+                return value
+            return await (value if lane.loop is None else lane.loop.run(lambda: value))
 
     async def iterate(
         self, method: Method, arguments: Mapping[str, Any], deadline: float | None = None
@@ -77,11 +83,17 @@ class Invoker:
             source = method.function(**arguments)
         else:
             source = await self.invoke(method, arguments, deadline)
-        if isinstance(source, AsyncIterator):
+        lane = self._lane(method)
+        step: Callable[[], Awaitable[Any]]
+        close: Callable[[], Awaitable[None]]
+        if isinstance(source, AsyncIterator) and lane.loop is not None:
+            stream = lane.loop.stream(source, _END)
+            step, close = stream.next, stream.close
+        elif isinstance(source, AsyncIterator):
             step = functools.partial(_step_async, source)
             close = functools.partial(_close_async, source)
         elif isinstance(source, Iterator):
-            threads, steps = self._lane(method).threads, _Steps(source)
+            threads, steps = lane.threads, _Steps(source)
             step = functools.partial(threads.run, method.operation, steps.next, deadline)
             close = functools.partial(_close_threaded, threads, method.operation, steps)
         else:
@@ -101,17 +113,34 @@ class Invoker:
         """List the plain ``def`` calls that run on though their callers have gone."""
         return [call for lane in list(self._lanes.values()) for call in lane.threads.abandoned()]
 
+    def isolate(self, connector: object) -> None:
+        """Run the connector's coroutines on a loop of their own from now on; from any thread.
+
+        Coroutines that run already end where they began. What the connector bound to the common
+        loop (a client session, a lock) may refuse to work on the new one.
+        """
+        lane = self._lane_of(connector)
+        if lane.loop is None:
+            lane.loop = PrivateLoop(type(connector).__name__)
+
+    def isolated(self) -> list[str]:
+        """Name the connectors whose coroutines run on loops of their own."""
+        return [lane.name for lane in list(self._lanes.values()) if lane.loop is not None]
+
     def shutdown(self) -> None:
         """Stop taking calls; threads still running are left to end by themselves."""
-        for lane in self._lanes.values():
+        for lane in list(self._lanes.values()):
             lane.threads.close()
+            if lane.loop is not None:
+                lane.loop.close()
 
     def _lane(self, method: Method) -> _Lane:
         connector = getattr(method.function, "__self__", method.function)
-        lane = self._lanes.get(id(connector))
-        if lane is None:
-            lane = self._lanes[id(connector)] = _Lane(connector, self._threads)
-        return lane
+        return self._lanes.get(id(connector)) or self._lane_of(connector)
+
+    def _lane_of(self, connector: object) -> _Lane:
+        # One step for the interpreter, so that two threads get one lane.
+        return self._lanes.setdefault(id(connector), _Lane(connector, self._threads))
 
 
 class _Lane:
@@ -119,11 +148,11 @@ class _Lane:
 
     def __init__(self, connector: Any, threads: Callable[[str], int] | int) -> None:
         self.connector = connector  # held, so that its id stays its own
+        self.name = type(connector).__name__
+        self.loop: PrivateLoop | None = None
         category = getattr(connector, "task_category", None)
         task_type = "" if category is None else category.name
-        self.threads = Threads(
-            type(connector).__name__, threads(task_type) if callable(threads) else threads
-        )
+        self.threads = Threads(self.name, threads(task_type) if callable(threads) else threads)
 
 
 class _Steps:

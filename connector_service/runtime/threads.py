@@ -11,7 +11,8 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from connector_service.errors import ConnectorFault, UnavailableError
+from connector_service.errors import UnavailableError
+from connector_service.runtime.reply import Outcome, Reply, capture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +26,6 @@ _MOST = 4  # times as many threads as may run, counting those that overran
 _RETRY_AFTER = 5.0  # seconds; threads that overran end when what they wait for lets them
 # The event loop's timers may fire this much before the point in time that they were set to.
 _EARLY = 0.05
-
-_Outcome = tuple[Any, BaseException | None]
 
 
 class AbandonedCall(NamedTuple):
@@ -109,19 +108,13 @@ class Threads:
         Raises:
             UnavailableError: Every thread there may be is abandoned, or the pool is closed.
         """
-        job = _Job(operation, function, asyncio.get_running_loop())
+        job = _Job(operation, function)
         self._submit(job)
         try:
-            value, error = await job.done
+            return await job.reply
         except asyncio.CancelledError:
-            self._leave(job, deadline)
+            self._leave(job, deadline)  # nothing is left of it if the connector itself raised
             raise
-        if error is None:
-            return value
-        try:
-            raise error
-        finally:
-            del error  # its traceback holds this frame, and with it the request
 
     def close(self) -> None:
         """Refuse new calls and those that wait; calls that run go on to their end; fine twice."""
@@ -134,7 +127,7 @@ class Threads:
         for worker in idle:
             worker.inbox.put(None)
         for job in waiting:
-            job.settle((None, self._refusal()))
+            job.reply.settle((None, self._refusal()))
 
     # --- the callers' side ---------------------------------------------------------------------
 
@@ -172,7 +165,7 @@ class Threads:
                 self._queue.clear()
             count = len(self._abandoned)
         for waiting in refused:
-            waiting.settle((None, self._refusal()))
+            waiting.reply.settle((None, self._refusal()))
         _log.log(
             logging.WARNING if job.late else logging.INFO,
             "call abandoned: its thread runs on",
@@ -255,29 +248,19 @@ class Threads:
 class _Job:
     """One call on its way through the pool; the pool's lock guards what changes."""
 
-    def __init__(
-        self, operation: str, function: Callable[[], Any], loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, operation: str, function: Callable[[], Any]) -> None:
         self.operation = operation
-        self.function = function
-        self.loop = loop
-        self.context = contextvars.copy_context()
-        self.done: asyncio.Future[_Outcome] = loop.create_future()
+        self.reply = Reply()
+        self._function = function
+        self._context = contextvars.copy_context()
         self.thread = ""
         self.cancelled = False
         self.ended = False
         self.left = 0.0
         self.late = False
 
-    def execute(self) -> _Outcome:
-        return self.context.run(_capture, self.function)
-
-    def settle(self, outcome: _Outcome) -> None:
-        """Tell the caller, from any thread; a loop that has closed has no caller left."""
-        try:
-            self.loop.call_soon_threadsafe(_settle, self.done, outcome)
-        except RuntimeError:
-            _log.debug("a call outlived its event loop", extra={"operation": self.operation})
+    def execute(self) -> Outcome:
+        return self._context.run(capture, self._function)
 
 
 class _Worker(threading.Thread):
@@ -299,30 +282,10 @@ class _Worker(threading.Thread):
             # runs on one thread; and a caller who leaves in between leaves nothing behind.
             following = self.pool.end(job, self)
             if outcome is not None:
-                job.settle(outcome)
+                job.reply.settle(outcome)
             # An idle thread must not keep a request, or what came of it, alive.
             del job, outcome
             if following is None and not self.retired:
                 self.name = f"connector-{self.pool.name}-idle"
                 following = self.pool.rest(self)
             job = following
-
-
-def _capture(function: Callable[[], Any]) -> _Outcome:
-    """Carry any exception out of a thread as a value.
-
-    An asyncio future refuses StopIteration, and its waiter would then wait for ever.
-    """
-    try:
-        return function(), None
-    except StopIteration as error:
-        fault = ConnectorFault("The connector raised StopIteration.")
-        fault.__cause__ = error
-        return None, fault
-    except BaseException as error:  # noqa: BLE001 - re-raised by the waiter
-        return None, error
-
-
-def _settle(done: asyncio.Future[_Outcome], outcome: _Outcome) -> None:
-    if not done.done():
-        done.set_result(outcome)

@@ -24,16 +24,24 @@ if TYPE_CHECKING:
 
 __all__ = ["HttpServer"]
 
-_TEXT = [("Content-Type", "text/plain; charset=utf-8")]
+_TEXT = ("Content-Type", "text/plain; charset=utf-8")
 
 
 class HttpServer:
     """Serves /metrics, /livez and /readyz until it is closed."""
 
     def __init__(
-        self, host: str, port: int, registry: CollectorRegistry, ready: Callable[[], bool]
+        self,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        ready: Callable[[], bool],
+        *,
+        stuck: Callable[[], str] = str,
     ) -> None:
         """Bind at once, so that a busy port is known before anything else starts.
+
+        ``stuck`` says what keeps the service from ever answering again; nothing is fine.
 
         Raises:
             StartupError: The port is taken or the address is not this machine's.
@@ -42,6 +50,7 @@ class HttpServer:
             host = "0.0.0.0"  # noqa: S104 - what :: means where the kernel has no IPv6
         self._metrics = make_wsgi_app(registry)
         self._ready = ready
+        self._stuck = stuck
         try:
             self._server = make_server(
                 host, port, self._answer, server_class=_server_class(host), handler_class=_Handler
@@ -77,12 +86,15 @@ class HttpServer:
             return body
         status, text = HTTPStatus.NOT_FOUND, "Try /metrics, /livez or /readyz."
         if path == "/livez":
-            status, text = HTTPStatus.OK, "alive"
+            wrong = self._stuck()
+            status = HTTPStatus.SERVICE_UNAVAILABLE if wrong else HTTPStatus.OK
+            text = f"stuck: {wrong}" if wrong else "alive"
         elif path == "/readyz":
             ready = self._ready()
             status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
             text = "ready" if ready else "not ready: starting or draining"
-        start_response(f"{status.value} {status.phrase}", _TEXT)
+        # A list of its own: wsgiref writes this answer's length and date into it.
+        start_response(f"{status.value} {status.phrase}", [_TEXT])
         return [text.encode() + b"\n"]
 
 
