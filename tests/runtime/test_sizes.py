@@ -71,7 +71,7 @@ def test_a_reply_that_the_client_would_drop_is_refused_here(kind: Any) -> None:
     else:
         literal = resource.outputs.literals.add(name="x")
         literal.value.scalar.primitive.string_value = "x" * MAX_REPLY
-    with pytest.raises(AuthorError, match=r"has 4193\d{3} bytes .* outputs\.pb"):
+    with pytest.raises(AuthorError, match=r"has 4193\d{3} bytes .*/outputs\.pb"):
         bound(resource)
 
 
