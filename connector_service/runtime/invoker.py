@@ -29,8 +29,6 @@ _T = TypeVar("_T")
 
 _THREADS_PER_CONNECTOR = 32
 _CLOSING = 5.0  # seconds that an async generator gets for its `finally`
-# Escaping, these would stop the event loop, and with it every other connector.
-_LETHAL = (SystemExit, KeyboardInterrupt, GeneratorExit)
 _END = object()
 _CLOSE_FAILED = "A connector's generator failed while it was closed."
 
@@ -182,7 +180,9 @@ async def _guarded(deadline: float | None) -> AsyncIterator[None]:
         if task is not None and task.cancelling():
             raise  # the caller has gone
         raise ConnectorFault("The connector cancelled itself.") from error
-    except _LETHAL as error:
+    except BaseException as error:
+        # Escaping, SystemExit and KeyboardInterrupt would stop the event loop, and with it every
+        # other connector; of any other that is no Exception the caller would never hear.
         raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
 
 
@@ -194,7 +194,9 @@ def contain(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> 
     """
     try:
         return function(*args, **kwargs)
-    except (*_LETHAL, asyncio.CancelledError) as error:
+    except Exception:
+        raise
+    except BaseException as error:
         raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
 
 
