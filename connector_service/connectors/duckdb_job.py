@@ -126,7 +126,9 @@ class Job:
             name = next(output.name for output in spec.outputs if output.is_table)
             prefix = spec.output_prefix or str(self._folder.output)
             self._target = self._files.target(name, prefix)
+            # Said before it exists: whoever finds this process killed knows what to remove.
             self._record(partial=str(self._target.partial))
+            self._files.prepare(self._target)
         began = time.monotonic()
         outcome = self._confined(spec, sources)
         outputs = _serialize(outcome)
