@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
 import inspect
 import logging
+import sys
 import traceback
 from collections.abc import Callable
 from enum import StrEnum
@@ -24,7 +26,17 @@ from connector_service.sdk.secrets import redact
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["GROUP", "PluginRecord", "PluginState", "Source", "load", "sources"]
+    from connector_service.sdk.registry import Registration
+
+__all__ = [
+    "GROUP",
+    "PluginRecord",
+    "PluginState",
+    "Source",
+    "load",
+    "refuse_failures",
+    "sources",
+]
 
 GROUP = "connector_service.connectors"
 
@@ -88,9 +100,11 @@ def load(plugins: Iterable[Source], registry: Registry) -> list[PluginRecord]:
     """Load every source into ``registry``; one that fails leaves no trace but its record.
 
     A source is a connector class, an instance, or a module that registers on import. Whatever it
-    raises, ``SystemExit`` included, ends only itself.
+    raises, ``SystemExit`` included, ends only itself. What it prints goes to standard error.
     """
-    return [_load_one(source, registry) for source in plugins]
+    refused: list[Registration] = []
+    with contextlib.redirect_stdout(sys.stderr):
+        return [_load_one(source, registry, refused) for source in plugins]
 
 
 def refuse_failures(records: Sequence[PluginRecord]) -> None:
@@ -107,16 +121,18 @@ def refuse_failures(records: Sequence[PluginRecord]) -> None:
         )
 
 
-def _load_one(source: Source, registry: Registry) -> PluginRecord:
+def _load_one(source: Source, registry: Registry, refused: list[Registration]) -> PluginRecord:
     staging = Registry()
     try:
         with registering_into(staging):
-            _register(source.resolve(), staging)
-        registrations = list(staging)
+            found = source.resolve()
+            _register(found, staging)
+        registrations = list(staging) or _of_module(found, (*registry, *refused))
         registry.update(registrations)
     except KeyboardInterrupt:
         raise  # the operator's Ctrl+C while plugins load, not the plugin's doing
     except BaseException as error:  # noqa: BLE001 - sys.exit() at import ends the plugin alone
+        refused.extend(staging)
         return _failed(source, error)
     if not registrations:
         _log.warning("plugin registered no connector", extra={"plugin": source.name})
@@ -136,20 +152,35 @@ def _register(found: Any, staging: Registry) -> None:
         if inspect.isabstract(found):
             missing = ", ".join(sorted(found.__abstractmethods__))
             raise AuthorError(f"{found.__name__} lacks {missing}.")
+        if found in [type(registration.connector) for registration in staging]:
+            return  # its module registered one already
         found = found()  # type: ignore[call-arg] # the class names its own task type
-    if found in [registration.connector for registration in staging]:
-        return  # its module registered it already
-    if type(found) in [type(registration.connector) for registration in staging]:
-        return
     staging.register(found)
 
 
+def _of_module(found: Any, earlier: Iterable[Registration]) -> list[Registration]:
+    """Find what a module registered when another plugin imported it, loaded or failed.
+
+    Its second import runs nothing, so it cannot register again.
+    """
+    if not isinstance(found, ModuleType):
+        return []
+    return [
+        registration
+        for registration in earlier
+        if f"{type(registration.connector).__module__}.".startswith(f"{found.__name__}.")
+    ]
+
+
 def _failed(source: Source, error: BaseException) -> PluginRecord:
-    missing = isinstance(error, ImportError)
+    missing = isinstance(error, ImportError) and not _is_own(error, source)
     state = PluginState.MISSING if missing else PluginState.FAILED
-    if missing and source.extras and not _is_own(error, source):
-        state = PluginState.SKIPPED
     sentence = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+    if missing and source.extras and isinstance(error, ModuleNotFoundError):
+        # Any other ImportError is a dependency that is there and does not fit.
+        state = PluginState.SKIPPED
+        package = source.distribution.partition(" ")[0]
+        sentence = f"install {package}[{','.join(source.extras)}] to have it ({sentence})"
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
