@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import grpc
+import grpc.aio
 from flyteidl.admin.agent_pb2 import TaskExecutionMetadata
 
 from connector_service.cli.options import (
@@ -19,6 +21,8 @@ from connector_service.cli.options import (
     parse_inputs,
     parse_message,
     parse_template,
+    read_text,
+    target_option,
     timeout_option,
 )
 from connector_service.client import Client
@@ -29,15 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["call"]
 
-_DEFAULT_ENDPOINT = "127.0.0.1:8000"
-
-_endpoint = click.option(
-    "--endpoint",
-    default=_DEFAULT_ENDPOINT,
-    show_default=True,
-    metavar="TARGET",
-    help="Address of the service.",
-)
 _task_type = click.option(
     "--task-type", metavar="NAME[:VERSION]", help="Task type; a template may name it instead."
 )
@@ -70,7 +65,7 @@ def call() -> None:
 
 
 @call.command()
-@_endpoint
+@target_option
 @timeout_option
 @_task_type
 @_template
@@ -101,7 +96,7 @@ def create(
 
 
 @call.command()
-@_endpoint
+@target_option
 @timeout_option
 @_job_type
 @_meta
@@ -117,7 +112,7 @@ def get(endpoint: str, timeout: float, task_type: str, meta: str, output_prefix:
 
 
 @call.command()
-@_endpoint
+@target_option
 @timeout_option
 @_job_type
 @_meta
@@ -133,7 +128,7 @@ def delete(endpoint: str, timeout: float, task_type: str, meta: str) -> None:
 
 
 @call.command()
-@_endpoint
+@target_option
 @timeout_option
 @_job_type
 @_meta
@@ -151,7 +146,7 @@ def metrics(
 
 
 @call.command()
-@_endpoint
+@target_option
 @timeout_option
 @_job_type
 @_meta
@@ -169,7 +164,7 @@ def logs(endpoint: str, timeout: float, task_type: str, meta: str, lines: int, t
 
 
 @call.command()
-@_endpoint
+@target_option
 @timeout_option
 @_task_type
 @_template
@@ -201,7 +196,7 @@ def do(
 
 
 @call.command("list")
-@_endpoint
+@target_option
 @timeout_option
 def list_(endpoint: str, timeout: float) -> None:
     """ListAgents: what the service offers to Flyte."""
@@ -213,7 +208,7 @@ def list_(endpoint: str, timeout: float) -> None:
 
 
 @call.command()
-@_endpoint
+@target_option
 @timeout_option
 @click.argument("name")
 def agent(endpoint: str, timeout: float, name: str) -> None:
@@ -226,14 +221,22 @@ def agent(endpoint: str, timeout: float, name: str) -> None:
 
 
 @call.command()
-@_endpoint
+@target_option
 @timeout_option
 @click.argument("service", default="")
 def health(endpoint: str, timeout: float, service: str) -> None:
-    """Health: whether SERVICE (or the whole) serves; exit code 1 when it does not."""
+    """Health: whether SERVICE, or the whole, serves.
+
+    The exit code is 1 when it does not.
+    """
 
     async def ask(client: Client) -> str:
-        return await client.health(service)
+        try:
+            return await client.health(service)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                return "SERVICE_UNKNOWN"  # as the protocol's own Watch says it
+            raise
 
     status = _run(endpoint, timeout, ask)
     click.echo(json.dumps({"status": status}))
@@ -257,8 +260,8 @@ def _read_meta(source: str) -> bytes:
     text = source
     if source == "-":
         text = sys.stdin.read()
-    elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
+    elif _is_file(source):
+        text = read_text(source)
     text = text.strip()
     try:
         if text.startswith("{"):
@@ -266,5 +269,13 @@ def _read_meta(source: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (ValueError, KeyError, TypeError, binascii.Error):
         raise click.UsageError(
-            "--meta is base64, or the JSON that `connector-service call create` printed."
+            "--meta is base64, or the JSON that `connector-service call create` printed, or a file"
+            " of either."
         ) from None
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).is_file()
+    except OSError:  # longer than any file's name: it is the meta itself
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,14 +15,18 @@ import msgspec
 from connector_service.cli.options import (
     endpoint_option,
     load_config,
+    refuse_with_endpoint,
     settings_options,
     timeout_option,
 )
 from connector_service.cli.output import print_table
 from connector_service.client import Client
+from connector_service.config import Log
 from connector_service.errors import ConnectorNotFoundError
+from connector_service.plugins import loader
 from connector_service.sdk.registry import Registry
 from connector_service.server.server import load_plugins
+from connector_service.telemetry import logging as log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +60,10 @@ class _Connector(msgspec.Struct):
 def list_(
     config_file: str | None, endpoint: str | None, timeout: float, as_json: bool, **flags: Any
 ) -> None:
-    """List connectors and plugins, here or at --endpoint, with why any failed."""
+    """List connectors and plugins, and why any failed.
+
+    Looks at what is installed here, or at the running service at --endpoint.
+    """
     connectors, plugins = _look(config_file, endpoint, timeout, flags)
     if as_json:
         shown = {"connectors": connectors, "plugins": plugins}
@@ -92,7 +100,10 @@ def describe(
     name: str,
     **flags: Any,
 ) -> None:
-    """Describe the connector or plugin called NAME, or the connector of task type NAME."""
+    """Describe one connector or plugin.
+
+    NAME is the name of either, or a task type.
+    """
     connectors, plugins = _look(config_file, endpoint, timeout, flags)
     found = [c for c in connectors if name == c.name or name in {_bare(t) for t in c.task_types}]
     about = [p for p in plugins if name == p.name or name in {_bare(t) for t in p.task_categories}]
@@ -121,6 +132,7 @@ def _look(
     config_file: str | None, endpoint: str | None, timeout: float, flags: dict[str, Any]
 ) -> tuple[list[_Connector], list[_Plugin]]:
     if endpoint:
+        refuse_with_endpoint(config_file, flags)
         return asyncio.run(_look_there(endpoint, timeout))
     return _look_here(config_file, flags)
 
@@ -129,7 +141,10 @@ def _look_here(
     config_file: str | None, flags: dict[str, Any]
 ) -> tuple[list[_Connector], list[_Plugin]]:
     registry = Registry()
-    records = load_plugins(load_config(config_file, flags), registry)
+    settings = load_config(config_file, flags)
+    log.configure(Log(log_level="warning"))
+    logging.getLogger(loader.__name__).setLevel(logging.CRITICAL)  # we print what failed ourselves
+    records = load_plugins(settings, registry)
     connectors = [_connector(agent) for agent in registry.list_connectors()]
     for registration in registry:
         listed = registration.category.listed

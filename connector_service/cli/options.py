@@ -15,6 +15,7 @@ from google.protobuf import json_format
 
 from connector_service import config
 from connector_service.codec.literals import to_literal_map
+from connector_service.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,12 +30,32 @@ __all__ = [
     "parse_message",
     "parse_template",
     "read_text",
+    "refuse_with_endpoint",
     "settings_options",
+    "target_option",
     "timeout_option",
 ]
 
+
+def _given(_ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty; give an address such as 127.0.0.1:8000.")
+    return value
+
+
 endpoint_option = click.option(
-    "--endpoint", metavar="TARGET", help="Address of a running service, such as 127.0.0.1:8000."
+    "--endpoint",
+    metavar="TARGET",
+    callback=_given,
+    help="Address of a running service, such as 127.0.0.1:8000.",
+)
+target_option = click.option(
+    "--endpoint",
+    default="127.0.0.1:8000",
+    show_default=True,
+    metavar="TARGET",
+    callback=_given,
+    help="Address of the service.",
 )
 timeout_option = click.option(
     "--timeout",
@@ -65,8 +86,28 @@ def settings_options(*concerns: str) -> Callable[[Any], Any]:
 
 def load_config(config_file: str | None, flags: dict[str, Any]) -> config.Config:
     """Merge what was given on the command line with the environment and the file."""
-    given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    return config.load(given, environ=os.environ, file=config_file)
+    loaded = config.load(_chosen(flags), environ=os.environ, file=config_file)
+    if loaded.plugins.module and (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - as sys.path has it
+        # A script's own folder is on the path, the one it is called in is not. Last, so that no
+        # file of this folder stands in for an installed package.
+        sys.path.append(here)
+    return loaded
+
+
+def refuse_with_endpoint(config_file: str | None, flags: dict[str, Any]) -> None:
+    """Refuse settings of a service of our own where a running one is asked."""
+    given = [f"--{name.replace('_', '-')}" for name in _chosen(flags)]
+    if config_file is not None and os.environ.get(f"{config.ENV_PREFIX}CONFIG") != config_file:
+        given.append("--config")
+    if given:
+        raise click.UsageError(
+            f"{', '.join(given)} cannot change the service at --endpoint; leave one of them out."
+        )
+
+
+def _chosen(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags that stood on the command line."""
+    return {name: value for name, value in flags.items() if value is not None and value != ()}
 
 
 def read_text(source: str) -> str:
@@ -89,8 +130,11 @@ def parse_message(source: str, message: Message) -> Any:
         return json_format.Parse(read_text(source), message)
     except json_format.ParseError as error:
         name = type(message).DESCRIPTOR.name
-        what = "standard input" if source == "-" else source
-        raise click.UsageError(f"{what} is not a {name} in JSON: {error}") from None
+        what = {"-": "Standard input", "{": "The JSON", "[": "The JSON"}.get(
+            source.lstrip()[:1], source
+        )
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise click.UsageError(f"{what} is not a {name}: {reason}.") from None
 
 
 def parse_template(source: str | None, task_type: str | None) -> TaskTemplate:
@@ -130,8 +174,12 @@ def parse_inputs(source: str | None, template: TaskTemplate) -> LiteralMap:
         try:
             return json_format.ParseDict(values, LiteralMap())
         except json_format.ParseError as error:
-            raise click.UsageError(f"--inputs is not a LiteralMap in JSON: {error}") from None
-    return to_literal_map(values, template.interface.inputs.variables)
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise click.UsageError(f"--inputs is not a LiteralMap in JSON: {reason}.") from None
+    try:
+        return to_literal_map(values, template.interface.inputs.variables, path="--inputs")
+    except InvalidInputError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def message_json(message: Message) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import tempfile
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import grpc.aio
 from flyteidl.core.execution_pb2 import TaskExecution
 from flyteidl.core.literals_pb2 import LiteralMap
 from rich.console import Console
@@ -22,14 +24,18 @@ from connector_service.cli.options import (
     load_config,
     parse_inputs,
     parse_template,
+    refuse_with_endpoint,
     settings_options,
     timeout_option,
 )
 from connector_service.client import Client
 from connector_service.codec.literals import from_literal_map
+from connector_service.config import Log
 from connector_service.errors import ConnectorNotFoundError
+from connector_service.plugins import loader
 from connector_service.sdk.resource import TaskCategory, is_terminal_phase
 from connector_service.server.server import build
+from connector_service.telemetry import logging as log
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -73,11 +79,14 @@ def run(
     poll: float,
     **flags: Any,
 ) -> None:
-    """Run one job to its end and print its outputs as JSON; Ctrl+C deletes it.
+    """Run one job to its end and print its outputs.
 
-    Without --endpoint the job runs in a service of its own, started for it on a free port of
-    127.0.0.1.
+    The outputs are JSON on standard output, progress goes to standard error, and Ctrl+C deletes
+    the job. Without --endpoint the job runs in a service of its own, started for it on a free
+    port of 127.0.0.1.
     """
+    if endpoint:
+        refuse_with_endpoint(config_file, flags)
     task = parse_template(template, task_type)
     values = parse_inputs(inputs, task)
     prefix = output_prefix or Path(tempfile.mkdtemp(prefix="connector-service-run-")).as_uri()
@@ -101,7 +110,13 @@ async def _service(
         yield endpoint
         return
     own = {"host": "127.0.0.1", "port": 0, "prometheus_port": 0, "drain_delay": 0.0, "grace": 1.0}
-    service = build(load_config(config_file, {**flags, **own}))
+    settings = load_config(config_file, {**flags, **own})
+    log.configure(Log(log_level="error"))
+    logging.getLogger(loader.__name__).setLevel(logging.CRITICAL)  # we print what failed ourselves
+    service = build(settings)
+    for record in service.plugins:
+        if record.failed:
+            click.echo(f"plugin {record.name} ({record.state}): {record.error}", err=True)
     await service.startup()
     try:
         yield f"127.0.0.1:{service.port}"
@@ -161,7 +176,8 @@ class _Job:
                 return await self._follow(meta, interrupted, progress)
             except BaseException:
                 # Whatever stops us from following, nobody else will delete the job.
-                await self._delete(meta)
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await self._delete(meta, "lost sight of the job")
                 raise
 
     async def _follow(
@@ -174,12 +190,17 @@ class _Job:
                 return resource
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(interrupted.wait(), self._poll)
-        await self._delete(meta)
+        await self._delete(meta, "interrupted")
         return None
 
-    async def _delete(self, meta: bytes) -> None:
-        await self._client.delete(self._category, meta)
-        self._console.print(f"{self._clock()} interrupted; the job was deleted")
+    async def _delete(self, meta: bytes, why: str) -> None:
+        self._console.print(f"{self._clock()} {why}; deleting it", markup=False)
+        try:
+            await self._client.delete(self._category, meta)
+        except grpc.aio.AioRpcError:
+            self._console.print(f"{self._clock()} not deleted: the job may still run")
+            raise
+        self._console.print(f"{self._clock()} deleted")
 
     def _report(self, resource: Resource, progress: Status | None) -> None:
         line = TaskExecution.Phase.Name(resource.phase)
