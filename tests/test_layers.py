@@ -109,8 +109,8 @@ def violations(module: str, imported: set[str]) -> Iterator[str]:
 
 
 def _family(module: str) -> str:
-    """Return the connector that a module belongs to: duckdb for connectors.duckdb_files."""
-    return module.rpartition(".")[2].partition("_")[0]
+    """Return the connector that a module belongs to: duckdb for connectors.duckdb.files."""
+    return module.removeprefix(f"{PACKAGE}.").split(".")[1] if "." in module else module
 
 
 def imports_of(module: str) -> set[str]:
@@ -184,7 +184,7 @@ def test_a_doctored_source_is_caught(module: str, source: str, caught: str) -> N
         ("sdk.x", "from connector_service.codec.literals import to_literal"),
         ("sdk.x", "from . import resource"),
         ("cli.x", "from connector_service import config\nimport grpc"),
-        ("connectors.duckdb", "from connector_service.connectors.duckdb_files import read"),
+        ("connectors.duckdb", "from connector_service.connectors.duckdb.files import read"),
         ("connectors.duckdb", "from connector_service.sdk import Resource"),
     ],
 )

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from connector_service.connectors.duckdb_folder import fsync_folder
+from connector_service.connectors.duckdb.folder import fsync_folder
 from connector_service.errors import InvalidInputError, PermanentError, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from connector_service.connectors.duckdb_folder import TableInput
-    from connector_service.connectors.duckdb_options import Options
+    from connector_service.connectors.duckdb.folder import TableInput
+    from connector_service.connectors.duckdb.options import Options
 
 __all__ = ["FORMATS", "Files", "Source", "Target", "local_path", "scheme_of"]
 
