@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,9 @@ __all__ = [
 GROUP = "connector_service.connectors"
 
 _log = logging.getLogger(__name__)
+
+# Where a plugin's failure passes on its way to us: no place for its author to look.
+_OURS = (Path(__file__).parent, Path(inspect.getfile(Registry)).parent)
 
 
 class PluginState(StrEnum):
@@ -184,7 +188,7 @@ def _failed(source: Source, error: BaseException) -> PluginRecord:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if "importlib" not in frame.filename and frame.filename != __file__
+        if "importlib" not in frame.filename and Path(frame.filename).parent not in _OURS
     ]
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     _log.log(
