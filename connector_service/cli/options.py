@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -14,6 +15,8 @@ from flyteidl.core.tasks_pb2 import TaskTemplate
 from google.protobuf import json_format
 
 from connector_service import config
+from connector_service.client import Client
+from connector_service.codec.convert import FlyteProtocol
 from connector_service.codec.literals import to_literal_map
 from connector_service.errors import InvalidInputError
 
@@ -23,12 +26,14 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 __all__ = [
+    "connect",
     "endpoint_option",
     "load_config",
     "message_json",
     "parse_inputs",
     "parse_message",
     "parse_template",
+    "protocol_option",
     "read_text",
     "refuse_with_endpoint",
     "settings_options",
@@ -57,6 +62,11 @@ target_option = click.option(
     callback=_given,
     help="Address of the service.",
 )
+protocol_option = click.option(
+    "--protocol",
+    type=click.Choice([str(protocol) for protocol in FlyteProtocol]),
+    help="Protocol to speak; by default the service is asked which it serves.",
+)
 timeout_option = click.option(
     "--timeout",
     type=click.FloatRange(min=0.001),
@@ -65,6 +75,12 @@ timeout_option = click.option(
     metavar="SECONDS",
     help="Time limit of one call.",
 )
+
+
+def connect(endpoint: str, protocol: str | None, timeout: float) -> Client:
+    """Return a client that says on standard error what it had to guess."""
+    notice = functools.partial(click.echo, err=True)
+    return Client(endpoint, protocol=protocol, timeout=timeout, notice=notice)
 
 
 def settings_options(*concerns: str) -> Callable[[Any], Any]:
