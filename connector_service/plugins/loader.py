@@ -9,6 +9,7 @@ import importlib.metadata
 import inspect
 import logging
 import sys
+import sys
 import traceback
 from collections.abc import Callable
 from enum import StrEnum
@@ -89,7 +90,12 @@ class Source(msgspec.Struct, frozen=True):
 
 
 def sources(modules: Iterable[str] = (), *, group: str = GROUP) -> list[Source]:
-    """List the installed entry points of ``group``, by name, then ``modules`` in their order."""
+    """List the installed entry points of ``group``, by name, then ``modules`` in their order.
+
+    Modules are also looked for in the working directory, last, so that none there hides another.
+    """
+    if modules and (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     found = [
         Source(entry.name, entry.value, _distribution(entry), entry.load, tuple(entry.extras))
         for entry in sorted(importlib.metadata.entry_points(group=group))
