@@ -18,6 +18,7 @@ from flyteidl.core.execution_pb2 import TaskExecution
 from flyteidl.core.literals_pb2 import LiteralMap
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from connector_service.cli.options import (
     endpoint_option,
@@ -177,7 +178,7 @@ class _Job:
             except BaseException:
                 # Whatever stops us from following, nobody else will delete the job.
                 with contextlib.suppress(grpc.aio.AioRpcError):
-                    await self._delete(meta, "lost sight of the job")
+                    await self._delete(meta, "cannot follow the job; deleting it")
                 raise
 
     async def _follow(
@@ -190,30 +191,33 @@ class _Job:
                 return resource
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(interrupted.wait(), self._poll)
-        await self._delete(meta, "interrupted")
+        await self._delete(meta, "interrupted; deleting the job")
         return None
 
     async def _delete(self, meta: bytes, why: str) -> None:
-        self._console.print(f"{self._clock()} {why}; deleting it", markup=False)
+        self._say(why)
         try:
             await self._client.delete(self._category, meta)
         except grpc.aio.AioRpcError:
-            self._console.print(f"{self._clock()} not deleted: the job may still run")
+            self._say("the job is not deleted and may still run")
             raise
-        self._console.print(f"{self._clock()} deleted")
+        self._say("the job is deleted")
 
     def _report(self, resource: Resource, progress: Status | None) -> None:
         line = TaskExecution.Phase.Name(resource.phase)
         if resource.message:
             line += f": {resource.message}"
         if progress is not None:
-            progress.update(f"{line} ({self._clock()})")
+            progress.update(Text(f"{line} ({self._clock()})"))
         if line == self._said:
             return
         self._said = line
-        self._console.print(f"{self._clock()} {line}", markup=False)
+        self._say(line)
         for link in resource.log_links:
             self._console.print(f"  {link.name}: {link.uri}", markup=False)
+
+    def _say(self, line: str) -> None:
+        self._console.print(f"{self._clock()} {line}", markup=False)
 
     def _finish(self, resource: Resource) -> int:
         phase = TaskExecution.Phase.Name(resource.phase)
@@ -238,7 +242,8 @@ class _Job:
     def _progress(self) -> contextlib.AbstractContextManager[Status | None]:
         if not self._console.is_terminal:
             return contextlib.nullcontext()
-        return Status(f"creating a {self._template.type} job", console=self._console)
+        # A Text, for brackets in a plain string are markup, and the words are not ours.
+        return Status(Text(f"creating a {self._template.type} job"), console=self._console)
 
 
 @contextlib.contextmanager
