@@ -184,5 +184,7 @@ def _ended(resource: Any) -> Any:
 def _input_bytes(call: Call) -> int | None:
     if call.operation not in _WITH_INPUTS or call.message is None:
         return None
+    if call.inputs_data is not None:
+        return len(call.inputs_data)
     size: int = (call.message if call.inputs is None else call).inputs.ByteSize()
     return size

@@ -10,6 +10,7 @@ from connector_service.errors import InvalidRequestError
 from connector_service.runtime.call import Call
 from connector_service.sdk.method import Operation
 from connector_service.sdk.resource import TaskCategory
+from connector_service.wire.binding import take_inputs
 from connector_service.wire.status import answer, send
 
 if TYPE_CHECKING:
@@ -120,4 +121,13 @@ def _call(
         starts = operation in (Operation.CREATE, Operation.DO)
         field = "template.type" if starts else "task_category.name"
         problem = InvalidRequestError(f"{operation} has no {field}.")
-    return Call(protocol, operation, category, message, inputs, read_deadline(context), problem)
+    return Call(
+        protocol,
+        operation,
+        category,
+        message,
+        inputs,
+        read_deadline(context),
+        problem,
+        take_inputs(),
+    )
