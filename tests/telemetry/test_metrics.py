@@ -53,7 +53,7 @@ class Remote(AsyncConnectorBase):
 
     def __init__(self, release: threading.Event | None = None) -> None:
         super().__init__(task_type_name="remote", metadata_type=Meta)
-        self.entered = threading.Event()
+        self.entered = threading.Semaphore(0)
         self._release = release
 
     def create(self, task_template: TaskTemplate) -> Meta:
@@ -62,7 +62,7 @@ class Remote(AsyncConnectorBase):
         return Meta("1")
 
     def get(self, resource_meta: Meta) -> Resource:
-        self.entered.set()
+        self.entered.release()
         if self._release:
             assert self._release.wait(10)
         return Resource(TaskExecution.RUNNING)
@@ -224,9 +224,8 @@ async def test_calls_in_flight_go_up_and_back() -> None:
     gauge = key("connector_service_requests_in_flight", protocol="flyteidl", operation="get")
     async with serve(connector) as served, served.client() as client:
         calls = [asyncio.create_task(call(client, "get")) for _ in range(3)]
-        assert await asyncio.to_thread(connector.entered.wait, 10)
-        # The three were sent on one connection before this one, which waits for none of them.
-        await client.list_agents()
+        for _ in calls:
+            assert await asyncio.to_thread(connector.entered.acquire, timeout=10)
         assert (await scrape(served))[gauge] == 3
         release.set()
         await asyncio.gather(*calls)
