@@ -241,7 +241,10 @@ def do(
     metadata: str | None,
     connection: str | None,
 ) -> None:
-    """ExecuteTaskSync: do a task's work within the call; in Flyte 2, CreateTask and GetTask."""
+    """ExecuteTaskSync: do a task's work within the call.
+
+    Flyte 2 has no such RPC: there it is CreateTask and GetTask.
+    """
     task = parse_template(template, task_type)
     values = parse_inputs(inputs, task)
     about = parse_message(metadata, TaskExecutionMetadata()) if metadata else None

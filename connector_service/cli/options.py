@@ -102,12 +102,7 @@ def settings_options(*concerns: str) -> Callable[[Any], Any]:
 
 def load_config(config_file: str | None, flags: dict[str, Any]) -> config.Config:
     """Merge what was given on the command line with the environment and the file."""
-    loaded = config.load(_chosen(flags), environ=os.environ, file=config_file)
-    if loaded.plugins.module and (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - as sys.path has it
-        # A script's own folder is on the path, the one it is called in is not. Last, so that no
-        # file of this folder stands in for an installed package.
-        sys.path.append(here)
-    return loaded
+    return config.load(_chosen(flags), environ=os.environ, file=config_file)
 
 
 def refuse_with_endpoint(config_file: str | None, flags: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ import importlib.metadata
 import inspect
 import logging
 import sys
-import sys
 import traceback
 from collections.abc import Callable
 from enum import StrEnum
