@@ -227,14 +227,26 @@ async def test_a_caller_who_leaves_is_recorded_and_the_cancellation_goes_on(
     assert (recorder.only.code, recorder.only.incident) == ("CANCELLED", "")
 
 
-async def test_what_fails_while_it_is_sent_is_recorded_too(
-    fake: Any, line: Any, dispatcher: Any, recorder: Recorder
+@pytest.mark.parametrize("style", ["generator", "async generator"])
+async def test_what_fails_while_it_is_sent_is_recorded_and_closed(
+    fake: Any, line: Any, dispatcher: Any, recorder: Recorder, style: str
 ) -> None:
-    """A stream whose sending fails ends there, with a record."""
+    """A stream whose sending fails ends there: its generator is closed before the record."""
+    closed: list[int] = []
 
-    def get_logs(self: object) -> Any:
-        while True:
-            yield line("1")
+    def generator(self: object) -> Any:
+        try:
+            while True:
+                yield line("1")
+        finally:
+            closed.append(len(recorder.records))
+
+    async def async_generator(self: object) -> Any:
+        try:
+            while True:
+                yield line("1")
+        finally:
+            closed.append(len(recorder.records))
 
     sent: list[Any] = []
 
@@ -243,10 +255,12 @@ async def test_what_fails_while_it_is_sent_is_recorded_too(
         if len(sent) == 3:
             raise OSError("the connection is gone")
 
+    get_logs = generator if style == "generator" else async_generator
     outcome = await dispatcher(fake(get_logs=get_logs)).stream(call(Operation.GET_LOGS), send)
     assert outcome.status.code == "INTERNAL"
     assert recorder.only.code == "INTERNAL"
     assert sent == [line("1")] * 3
+    assert closed == [0]
 
 
 class NotedError(Exception):
