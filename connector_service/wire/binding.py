@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from connector_service.codec.convert import split
+from connector_service.wire.memory import LARGE, give_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +81,8 @@ def _reader(kind: Descriptor) -> Callable[[bytes], Any]:
     number = _INPUTS.get(kind.full_name)
 
     def read(data: bytes) -> Any:
+        if len(data) >= LARGE:
+            give_back()
         try:
             if number is None:
                 return message.FromString(data)
