@@ -19,6 +19,7 @@ ConnectorServiceError
 │   └── UnavailableError           the service cannot take the call now; try again
 │       └── LedgerDownError        where created jobs are remembered cannot be reached
 ├── ConnectorFault                 the connector's code failed in a way nobody foresaw: a bug
+├── JobFailedError                 a job that was run to its end did not succeed
 ├── SecretNotFoundError            no secret of that name in the environment or the files
 └── BackendError                   raised by connectors, their text goes to the caller
     ├── InvalidInputError          the user's: the task's inputs or template are wrong
@@ -29,7 +30,7 @@ ConnectorServiceError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,6 +49,7 @@ __all__ = [
     "InvalidInputError",
     "InvalidMetaError",
     "InvalidRequestError",
+    "JobFailedError",
     "LedgerDownError",
     "OperatorError",
     "PermanentError",
@@ -151,6 +153,23 @@ class ConnectorFault(ConnectorServiceError):  # noqa: N818 - a fault, not an err
 
     ``__cause__`` holds what it raised, for the log; the caller sees only its type.
     """
+
+
+class JobFailedError(ConnectorServiceError, RuntimeError):
+    """A job that was run to its end, locally or by the command, did not succeed.
+
+    ``phase`` is the last phase's name (FAILED, ABORTED, RETRYABLE_FAILED, or SUCCEEDED when the
+    outputs are missing), ``message`` what the connector said, ``log_links`` its ``TaskLog``s.
+    """
+
+    def __init__(self, name: str, phase: str, message: str, log_links: Iterable[Any] = ()) -> None:
+        """Take the task's name and what was last known of its job."""
+        self.phase = phase
+        self.message = message
+        self.log_links = tuple(log_links)
+        sentence = f"The job of {name!r} ended {phase}: {message or 'no reason was given'}"
+        logs = "".join(f"\n  {link.name}: {link.uri}" for link in self.log_links)
+        super().__init__(sentence + logs)
 
 
 class SecretNotFoundError(ConnectorServiceError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,16 +13,22 @@ import grpc.aio
 import msgspec
 
 from connector_service.cli.options import (
+    connect,
     endpoint_option,
     load_config,
+    protocol_option,
+    refuse_with_endpoint,
     settings_options,
     timeout_option,
 )
 from connector_service.cli.output import print_table
-from connector_service.client import Client
+from connector_service.codec.convert import FlyteProtocol
+from connector_service.config import Log
 from connector_service.errors import ConnectorNotFoundError
+from connector_service.plugins import loader
 from connector_service.sdk.registry import Registry
 from connector_service.server.server import load_plugins
+from connector_service.telemetry import logging as log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +49,7 @@ class _Plugin(msgspec.Struct):
 
 class _Connector(msgspec.Struct):
     name: str
-    is_sync: bool
+    is_sync: bool | None  # None: Flyte 2's protocol does not tell
     task_types: list[str]
     operations: dict[str, list[str]] = {}
 
@@ -50,13 +57,22 @@ class _Connector(msgspec.Struct):
 @click.command("list")
 @settings_options("plugins")
 @endpoint_option
+@protocol_option
 @timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(
-    config_file: str | None, endpoint: str | None, timeout: float, as_json: bool, **flags: Any
+    config_file: str | None,
+    endpoint: str | None,
+    protocol: str | None,
+    timeout: float,
+    as_json: bool,
+    **flags: Any,
 ) -> None:
-    """List connectors and plugins, here or at --endpoint, with why any failed."""
-    connectors, plugins = _look(config_file, endpoint, timeout, flags)
+    """List connectors and plugins, and why any failed.
+
+    Looks at what is installed here, or at the running service at --endpoint.
+    """
+    connectors, plugins = _look(config_file, endpoint, protocol, timeout, flags)
     if as_json:
         shown = {"connectors": connectors, "plugins": plugins}
         click.echo(json.dumps(msgspec.to_builtins(shown), indent=2))
@@ -81,19 +97,24 @@ def list_(
 @click.command()
 @settings_options("plugins")
 @endpoint_option
+@protocol_option
 @timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("name")
 def describe(
     config_file: str | None,
     endpoint: str | None,
+    protocol: str | None,
     timeout: float,
     as_json: bool,
     name: str,
     **flags: Any,
 ) -> None:
-    """Describe the connector or plugin called NAME, or the connector of task type NAME."""
-    connectors, plugins = _look(config_file, endpoint, timeout, flags)
+    """Describe one connector or plugin.
+
+    NAME is the name of either, or a task type.
+    """
+    connectors, plugins = _look(config_file, endpoint, protocol, timeout, flags)
     found = [c for c in connectors if name == c.name or name in {_bare(t) for t in c.task_types}]
     about = [p for p in plugins if name == p.name or name in {_bare(t) for t in p.task_categories}]
     if not found and not about:
@@ -104,7 +125,8 @@ def describe(
         click.echo(json.dumps(msgspec.to_builtins(shown), indent=2))
         return
     for connector in found:
-        click.echo(f"{connector.name}: {_kind(connector)} connector")
+        kind = "" if connector.is_sync is None else f"{_kind(connector)} "
+        click.echo(f"{connector.name}: {kind}connector")
         click.echo(f"  task types: {', '.join(connector.task_types)}")
         for operation, arguments in connector.operations.items():
             click.echo(f"  {operation}({', '.join(arguments)})")
@@ -118,10 +140,17 @@ def describe(
 
 
 def _look(
-    config_file: str | None, endpoint: str | None, timeout: float, flags: dict[str, Any]
+    config_file: str | None,
+    endpoint: str | None,
+    protocol: str | None,
+    timeout: float,
+    flags: dict[str, Any],
 ) -> tuple[list[_Connector], list[_Plugin]]:
     if endpoint:
-        return asyncio.run(_look_there(endpoint, timeout))
+        refuse_with_endpoint(config_file, flags)
+        return asyncio.run(_look_there(endpoint, protocol, timeout))
+    if protocol:
+        raise click.UsageError("--protocol is how to speak to a service; name it with --endpoint.")
     return _look_here(config_file, flags)
 
 
@@ -129,7 +158,10 @@ def _look_here(
     config_file: str | None, flags: dict[str, Any]
 ) -> tuple[list[_Connector], list[_Plugin]]:
     registry = Registry()
-    records = load_plugins(load_config(config_file, flags), registry)
+    settings = load_config(config_file, flags)
+    log.configure(Log(log_level="warning"))
+    logging.getLogger(loader.__name__).setLevel(logging.CRITICAL)  # we print what failed ourselves
+    records = load_plugins(settings, registry)
     connectors = [_connector(agent) for agent in registry.list_connectors()]
     for registration in registry:
         listed = registration.category.listed
@@ -154,10 +186,13 @@ def _look_here(
 
 
 async def _look_there(
-    endpoint: str, timeout_seconds: float
+    endpoint: str, protocol: str | None, timeout_seconds: float
 ) -> tuple[list[_Connector], list[_Plugin]]:
-    async with Client(endpoint, timeout=timeout_seconds) as client:
+    async with connect(endpoint, protocol, timeout_seconds) as client:
         connectors = [_connector(agent) for agent in await client.list_agents()]
+        if await client.protocol() is FlyteProtocol.FLYTE2:
+            for connector in connectors:
+                connector.is_sync = None
         try:
             plugins = await client.list_plugins()
         except grpc.aio.AioRpcError as error:
@@ -183,7 +218,7 @@ def _connector(agent: Agent) -> _Connector:
 
 
 def _kind(connector: _Connector) -> str:
-    return "sync" if connector.is_sync else "async"
+    return {True: "sync", False: "async", None: "untold"}[connector.is_sync]
 
 
 def _bare(listed: str) -> str:

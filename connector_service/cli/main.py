@@ -60,17 +60,13 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and leave with its exit code; every error is one sentence."""
     try:
-        cli.main(arguments, prog_name="connector-service", standalone_mode=False)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        # Without its standalone mode, click returns the code of `--help` and of ctx.exit().
+        sys.exit(cli.main(arguments, prog_name="connector-service", standalone_mode=False))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(_INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()  # `... | head` has read enough
-        sys.exit(0)
     except OperatorError as error:
         _fail(error, error.exit_code)
     except ConnectorServiceError as error:
@@ -97,4 +93,5 @@ def _refusal(error: Exception) -> str | None:
         hint = " Is the service running there? Check --endpoint."
     elif status().name == "DEADLINE_EXCEEDED":
         hint = " Give it longer with --timeout."
-    return f"{status().name}: {details()}{hint}"
+    sentence = (details() or "the service gave no reason").rstrip(".")
+    return f"{status().name}: {sentence}.{hint}"

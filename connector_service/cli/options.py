@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -14,7 +15,10 @@ from flyteidl.core.tasks_pb2 import TaskTemplate
 from google.protobuf import json_format
 
 from connector_service import config
+from connector_service.client import Client
+from connector_service.codec.convert import FlyteProtocol
 from connector_service.codec.literals import to_literal_map
+from connector_service.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,19 +26,46 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 __all__ = [
+    "connect",
     "endpoint_option",
     "load_config",
     "message_json",
     "parse_inputs",
     "parse_message",
     "parse_template",
+    "protocol_option",
     "read_text",
+    "refuse_with_endpoint",
     "settings_options",
+    "target_option",
     "timeout_option",
 ]
 
+
+def _given(_ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty; give an address such as 127.0.0.1:8000.")
+    return value
+
+
 endpoint_option = click.option(
-    "--endpoint", metavar="TARGET", help="Address of a running service, such as 127.0.0.1:8000."
+    "--endpoint",
+    metavar="TARGET",
+    callback=_given,
+    help="Address of a running service, such as 127.0.0.1:8000.",
+)
+target_option = click.option(
+    "--endpoint",
+    default="127.0.0.1:8000",
+    show_default=True,
+    metavar="TARGET",
+    callback=_given,
+    help="Address of the service.",
+)
+protocol_option = click.option(
+    "--protocol",
+    type=click.Choice([str(protocol) for protocol in FlyteProtocol]),
+    help="Protocol to speak; by default the service is asked which it serves.",
 )
 timeout_option = click.option(
     "--timeout",
@@ -44,6 +75,12 @@ timeout_option = click.option(
     metavar="SECONDS",
     help="Time limit of one call.",
 )
+
+
+def connect(endpoint: str, protocol: str | None, timeout: float) -> Client:
+    """Return a client that says on standard error what it had to guess."""
+    notice = functools.partial(click.echo, err=True)
+    return Client(endpoint, protocol=protocol, timeout=timeout, notice=notice)
 
 
 def settings_options(*concerns: str) -> Callable[[Any], Any]:
@@ -65,8 +102,23 @@ def settings_options(*concerns: str) -> Callable[[Any], Any]:
 
 def load_config(config_file: str | None, flags: dict[str, Any]) -> config.Config:
     """Merge what was given on the command line with the environment and the file."""
-    given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    return config.load(given, environ=os.environ, file=config_file)
+    return config.load(_chosen(flags), environ=os.environ, file=config_file)
+
+
+def refuse_with_endpoint(config_file: str | None, flags: dict[str, Any]) -> None:
+    """Refuse settings of a service of our own where a running one is asked."""
+    given = [f"--{name.replace('_', '-')}" for name in _chosen(flags)]
+    if config_file is not None and os.environ.get(f"{config.ENV_PREFIX}CONFIG") != config_file:
+        given.append("--config")
+    if given:
+        raise click.UsageError(
+            f"{', '.join(given)} cannot change the service at --endpoint; leave one of them out."
+        )
+
+
+def _chosen(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags that stood on the command line."""
+    return {name: value for name, value in flags.items() if value is not None and value != ()}
 
 
 def read_text(source: str) -> str:
@@ -89,8 +141,11 @@ def parse_message(source: str, message: Message) -> Any:
         return json_format.Parse(read_text(source), message)
     except json_format.ParseError as error:
         name = type(message).DESCRIPTOR.name
-        what = "standard input" if source == "-" else source
-        raise click.UsageError(f"{what} is not a {name} in JSON: {error}") from None
+        what = {"-": "Standard input", "{": "The JSON", "[": "The JSON"}.get(
+            source.lstrip()[:1], source
+        )
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise click.UsageError(f"{what} is not a {name}: {reason}.") from None
 
 
 def parse_template(source: str | None, task_type: str | None) -> TaskTemplate:
@@ -130,8 +185,12 @@ def parse_inputs(source: str | None, template: TaskTemplate) -> LiteralMap:
         try:
             return json_format.ParseDict(values, LiteralMap())
         except json_format.ParseError as error:
-            raise click.UsageError(f"--inputs is not a LiteralMap in JSON: {error}") from None
-    return to_literal_map(values, template.interface.inputs.variables)
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise click.UsageError(f"--inputs is not a LiteralMap in JSON: {reason}.") from None
+    try:
+        return to_literal_map(values, template.interface.inputs.variables, path="--inputs")
+    except InvalidInputError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def message_json(message: Message) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import tempfile
 import time
@@ -12,24 +13,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import grpc.aio
 from flyteidl.core.execution_pb2 import TaskExecution
 from flyteidl.core.literals_pb2 import LiteralMap
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from connector_service.cli.options import (
     endpoint_option,
     load_config,
     parse_inputs,
     parse_template,
+    refuse_with_endpoint,
     settings_options,
     timeout_option,
 )
 from connector_service.client import Client
 from connector_service.codec.literals import from_literal_map
+from connector_service.config import Log
 from connector_service.errors import ConnectorNotFoundError
+from connector_service.plugins import loader
 from connector_service.sdk.resource import TaskCategory, is_terminal_phase
 from connector_service.server.server import build
+from connector_service.telemetry import logging as log
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -73,11 +80,14 @@ def run(
     poll: float,
     **flags: Any,
 ) -> None:
-    """Run one job to its end and print its outputs as JSON; Ctrl+C deletes it.
+    """Run one job to its end and print its outputs.
 
-    Without --endpoint the job runs in a service of its own, started for it on a free port of
-    127.0.0.1.
+    The outputs are JSON on standard output, progress goes to standard error, and Ctrl+C deletes
+    the job. Without --endpoint the job runs in a service of its own, started for it on a free
+    port of 127.0.0.1.
     """
+    if endpoint:
+        refuse_with_endpoint(config_file, flags)
     task = parse_template(template, task_type)
     values = parse_inputs(inputs, task)
     prefix = output_prefix or Path(tempfile.mkdtemp(prefix="connector-service-run-")).as_uri()
@@ -101,7 +111,13 @@ async def _service(
         yield endpoint
         return
     own = {"host": "127.0.0.1", "port": 0, "prometheus_port": 0, "drain_delay": 0.0, "grace": 1.0}
-    service = build(load_config(config_file, {**flags, **own}))
+    settings = load_config(config_file, {**flags, **own})
+    log.configure(Log(log_level="error"))
+    logging.getLogger(loader.__name__).setLevel(logging.CRITICAL)  # we print what failed ourselves
+    service = build(settings)
+    for record in service.plugins:
+        if record.failed:
+            click.echo(f"plugin {record.name} ({record.state}): {record.error}", err=True)
     await service.startup()
     try:
         yield f"127.0.0.1:{service.port}"
@@ -161,7 +177,8 @@ class _Job:
                 return await self._follow(meta, interrupted, progress)
             except BaseException:
                 # Whatever stops us from following, nobody else will delete the job.
-                await self._delete(meta)
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await self._delete(meta, "cannot follow the job; deleting it")
                 raise
 
     async def _follow(
@@ -174,25 +191,33 @@ class _Job:
                 return resource
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(interrupted.wait(), self._poll)
-        await self._delete(meta)
+        await self._delete(meta, "interrupted; deleting the job")
         return None
 
-    async def _delete(self, meta: bytes) -> None:
-        await self._client.delete(self._category, meta)
-        self._console.print(f"{self._clock()} interrupted; the job was deleted")
+    async def _delete(self, meta: bytes, why: str) -> None:
+        self._say(why)
+        try:
+            await self._client.delete(self._category, meta)
+        except grpc.aio.AioRpcError:
+            self._say("the job is not deleted and may still run")
+            raise
+        self._say("the job is deleted")
 
     def _report(self, resource: Resource, progress: Status | None) -> None:
         line = TaskExecution.Phase.Name(resource.phase)
         if resource.message:
             line += f": {resource.message}"
         if progress is not None:
-            progress.update(f"{line} ({self._clock()})")
+            progress.update(Text(f"{line} ({self._clock()})"))
         if line == self._said:
             return
         self._said = line
-        self._console.print(f"{self._clock()} {line}", markup=False)
+        self._say(line)
         for link in resource.log_links:
             self._console.print(f"  {link.name}: {link.uri}", markup=False)
+
+    def _say(self, line: str) -> None:
+        self._console.print(f"{self._clock()} {line}", markup=False)
 
     def _finish(self, resource: Resource) -> int:
         phase = TaskExecution.Phase.Name(resource.phase)
@@ -217,7 +242,8 @@ class _Job:
     def _progress(self) -> contextlib.AbstractContextManager[Status | None]:
         if not self._console.is_terminal:
             return contextlib.nullcontext()
-        return Status(f"creating a {self._template.type} job", console=self._console)
+        # A Text, for brackets in a plain string are markup, and the words are not ours.
+        return Status(Text(f"creating a {self._template.type} job"), console=self._console)
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ def _announce(service: Service) -> None:
     click.echo(
         f"connector-service {__version__} serving on {shown}:{service.port},"
         f" metrics on http://{shown}:{service.prometheus_port}/metrics"
-        f" ({loaded} plugins loaded, {failed} failed)"
+        f" (plugins: {loaded} loaded, {failed} failed)"
     )
     sys.stdout.flush()
 

@@ -17,14 +17,27 @@ from flyteidl2.connector import connector_pb2
 from flyteidl2.core import execution_pb2 as execution2_pb2
 from flyteidl2.core import tasks_pb2 as tasks2_pb2
 from flyteidl2.task import common_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["MESSAGES", "FlyteProtocol", "Messages", "named_literals", "reread", "variables"]
+__all__ = [
+    "MESSAGES",
+    "FlyteProtocol",
+    "Messages",
+    "named_literals",
+    "read",
+    "reread",
+    "split",
+    "variables",
+]
 
 M = TypeVar("M", bound=Message)
+
+# How protobuf writes a field, by the last three bits of its tag; fixed ones by their length.
+_VARINT, _BYTES = 0, 2
+_FIXED = {1: 8, 5: 4}
 
 
 class FlyteProtocol(StrEnum):
@@ -79,9 +92,54 @@ def reread(message: Message, kind: type[M]) -> M:
     """
     if isinstance(message, kind):
         return message
-    other = kind.FromString(message.SerializeToString())
-    other.DiscardUnknownFields()
-    return other
+    return read(message.SerializeToString(), kind)
+
+
+def read(data: bytes | memoryview, kind: type[M]) -> M:
+    """Return the bytes of a message of either protocol as a ``kind``.
+
+    Raises:
+        DecodeError: They are no message.
+    """
+    message = kind()
+    message.MergeFromString(data)  # type: ignore[arg-type] # any buffer does
+    message.DiscardUnknownFields()
+    return message
+
+
+def split(data: bytes, number: int) -> tuple[bytes | memoryview, bytes | memoryview]:
+    """Take one message field out of an encoded message: the bytes of the rest, and the field's.
+
+    The field's are a view of ``data``, or a copy in the rare case that it comes in parts; empty
+    when it is not there.
+
+    Raises:
+        DecodeError: The bytes are no message.
+    """
+    view = memoryview(data)
+    rest, parts = [], []
+    position = 0
+    try:
+        while position < len(view):
+            start = position
+            tag, position = _varint(view, position)
+            kind = tag & 7
+            length = _FIXED.get(kind, 0)
+            if kind == _VARINT:
+                _, position = _varint(view, position)
+            elif kind == _BYTES:
+                length, position = _varint(view, position)
+            end = position + length
+            if kind == _BYTES and tag >> 3 == number:
+                parts.append(view[position:end])
+            else:
+                rest.append(view[start:end])
+            position = end
+    except IndexError:
+        position = len(view) + 1
+    if position != len(view):
+        raise DecodeError("The message is truncated.")
+    return b"".join(rest), parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def variables(declared: Any) -> Mapping[str, Any]:
@@ -101,3 +159,15 @@ def named_literals(values: Any) -> Iterable[tuple[str, Any]]:
     else:
         for entry in literals:
             yield entry.name, entry.value
+
+
+def _varint(view: memoryview, position: int) -> tuple[int, int]:
+    """Read a number of seven bits a byte, lowest first, and where the next thing stands."""
+    value = shift = 0
+    while True:
+        byte = view[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7

@@ -8,9 +8,9 @@ from __future__ import annotations
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
-from connector_service.codec.convert import MESSAGES, FlyteProtocol, reread, variables
+from connector_service.codec.convert import MESSAGES, FlyteProtocol, read, reread, variables
 from connector_service.codec.literals import from_literal_map
 from connector_service.errors import (
     AuthorError,
@@ -63,9 +63,16 @@ def write_item(registration: Registration, item: Any, call: Call) -> Message:
 
 
 def _inputs(call: Call, registration: Registration) -> Any:
-    inputs = call.message.inputs if call.inputs is None else call.inputs
+    kind = MESSAGES[registration.shape].inputs
+    if call.inputs_data is not None:
+        try:
+            inputs: Any = read(call.inputs_data, kind)
+        except DecodeError:
+            raise InvalidRequestError(f"The inputs of {call.operation} are damaged.") from None
+    else:
+        inputs = reread(call.message.inputs if call.inputs is None else call.inputs, kind)
     if registration.shape is FlyteProtocol.FLYTE1:
-        return reread(inputs, MESSAGES[registration.shape].inputs)
+        return inputs
     return from_literal_map(inputs, variables(call.message.template.interface.inputs))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.metadata
 import inspect
 import logging
+import sys
 import traceback
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +27,24 @@ from connector_service.sdk.secrets import redact
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["GROUP", "PluginRecord", "PluginState", "Source", "load", "sources"]
+    from connector_service.sdk.registry import Registration
+
+__all__ = [
+    "GROUP",
+    "PluginRecord",
+    "PluginState",
+    "Source",
+    "load",
+    "refuse_failures",
+    "sources",
+]
 
 GROUP = "connector_service.connectors"
 
 _log = logging.getLogger(__name__)
+
+# Where a plugin's failure passes on its way to us: no place for its author to look.
+_OURS = (Path(__file__).parent, Path(inspect.getfile(Registry)).parent)
 
 
 class PluginState(StrEnum):
@@ -73,7 +89,12 @@ class Source(msgspec.Struct, frozen=True):
 
 
 def sources(modules: Iterable[str] = (), *, group: str = GROUP) -> list[Source]:
-    """List the installed entry points of ``group``, by name, then ``modules`` in their order."""
+    """List the installed entry points of ``group``, by name, then ``modules`` in their order.
+
+    Modules are also looked for in the working directory, last, so that none there hides another.
+    """
+    if modules and (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
     found = [
         Source(entry.name, entry.value, _distribution(entry), entry.load, tuple(entry.extras))
         for entry in sorted(importlib.metadata.entry_points(group=group))
@@ -88,9 +109,11 @@ def load(plugins: Iterable[Source], registry: Registry) -> list[PluginRecord]:
     """Load every source into ``registry``; one that fails leaves no trace but its record.
 
     A source is a connector class, an instance, or a module that registers on import. Whatever it
-    raises, ``SystemExit`` included, ends only itself.
+    raises, ``SystemExit`` included, ends only itself. What it prints goes to standard error.
     """
-    return [_load_one(source, registry) for source in plugins]
+    refused: list[Registration] = []
+    with contextlib.redirect_stdout(sys.stderr):
+        return [_load_one(source, registry, refused) for source in plugins]
 
 
 def refuse_failures(records: Sequence[PluginRecord]) -> None:
@@ -107,16 +130,18 @@ def refuse_failures(records: Sequence[PluginRecord]) -> None:
         )
 
 
-def _load_one(source: Source, registry: Registry) -> PluginRecord:
+def _load_one(source: Source, registry: Registry, refused: list[Registration]) -> PluginRecord:
     staging = Registry()
     try:
         with registering_into(staging):
-            _register(source.resolve(), staging)
-        registrations = list(staging)
+            found = source.resolve()
+            _register(found, staging)
+        registrations = list(staging) or _of_module(found, (*registry, *refused))
         registry.update(registrations)
     except KeyboardInterrupt:
         raise  # the operator's Ctrl+C while plugins load, not the plugin's doing
     except BaseException as error:  # noqa: BLE001 - sys.exit() at import ends the plugin alone
+        refused.extend(staging)
         return _failed(source, error)
     if not registrations:
         _log.warning("plugin registered no connector", extra={"plugin": source.name})
@@ -136,24 +161,39 @@ def _register(found: Any, staging: Registry) -> None:
         if inspect.isabstract(found):
             missing = ", ".join(sorted(found.__abstractmethods__))
             raise AuthorError(f"{found.__name__} lacks {missing}.")
+        if found in [type(registration.connector) for registration in staging]:
+            return  # its module registered one already
         found = found()  # type: ignore[call-arg] # the class names its own task type
-    if found in [registration.connector for registration in staging]:
-        return  # its module registered it already
-    if type(found) in [type(registration.connector) for registration in staging]:
-        return
     staging.register(found)
 
 
+def _of_module(found: Any, earlier: Iterable[Registration]) -> list[Registration]:
+    """Find what a module registered when another plugin imported it, loaded or failed.
+
+    Its second import runs nothing, so it cannot register again.
+    """
+    if not isinstance(found, ModuleType):
+        return []
+    return [
+        registration
+        for registration in earlier
+        if f"{type(registration.connector).__module__}.".startswith(f"{found.__name__}.")
+    ]
+
+
 def _failed(source: Source, error: BaseException) -> PluginRecord:
-    missing = isinstance(error, ImportError)
+    missing = isinstance(error, ImportError) and not _is_own(error, source)
     state = PluginState.MISSING if missing else PluginState.FAILED
-    if missing and source.extras and not _is_own(error, source):
-        state = PluginState.SKIPPED
     sentence = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+    if missing and source.extras and isinstance(error, ModuleNotFoundError):
+        # Any other ImportError is a dependency that is there and does not fit.
+        state = PluginState.SKIPPED
+        package = source.distribution.partition(" ")[0]
+        sentence = f"install {package}[{','.join(source.extras)}] to have it ({sentence})"
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if "importlib" not in frame.filename and frame.filename != __file__
+        if "importlib" not in frame.filename and Path(frame.filename).parent not in _OURS
     ]
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     _log.log(

@@ -17,7 +17,9 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     """One request of either protocol, read as far as its route needs and no further.
 
     ``message`` is the request as it came. ``inputs`` is set only where the protocol sends them in
-    a message of their own (ExecuteTaskSync). ``deadline`` is on ``time.monotonic``'s clock.
+    a message of their own (ExecuteTaskSync). ``inputs_data``, where it is set, is the bytes of the
+    inputs, and ``message`` is without them: they are decoded once, in the protocol that the
+    connector wants, and not at all when nobody does. ``deadline`` is on ``time.monotonic``'s clock.
     ``problem`` is what the wire found wrong with the request; such a call is refused, not run.
     """
 
@@ -28,6 +30,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     inputs: Any = None
     deadline: float | None = None
     problem: CallError | None = None
+    inputs_data: bytes | memoryview | None = None
 
 
 class Status(msgspec.Struct, frozen=True, gc=False):

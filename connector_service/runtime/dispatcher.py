@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -176,6 +177,7 @@ def _ended(resource: Any) -> Any:
     """
     if not is_terminal_phase(resource.phase):
         phase = TaskExecution.Phase.Name(resource.phase)
+        resource = copy.copy(resource)  # it may be the connector's own, and answer again
         resource.message = f"The sync connector answered {phase}, not an end. {resource.message}"
         resource.phase = TaskExecution.RETRYABLE_FAILED
     return resource
@@ -184,5 +186,7 @@ def _ended(resource: Any) -> Any:
 def _input_bytes(call: Call) -> int | None:
     if call.operation not in _WITH_INPUTS or call.message is None:
         return None
+    if call.inputs_data is not None:
+        return len(call.inputs_data)
     size: int = (call.message if call.inputs is None else call).inputs.ByteSize()
     return size

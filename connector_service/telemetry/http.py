@@ -9,7 +9,7 @@ import contextlib
 import socket
 import threading
 from http import HTTPStatus
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -93,7 +93,7 @@ class HttpServer:
             ready = self._ready()
             status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
             text = "ready" if ready else "not ready: starting or draining"
-        # A list of its own: wsgiref writes this answer's length and date into it.
+        # A list of its own: wsgiref adds the answer's length to it.
         start_response(f"{status.value} {status.phrase}", [_TEXT])
         return [text.encode() + b"\n"]
 
@@ -102,6 +102,13 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     # SO_REUSEADDR is for restarts; it does not let two servers share a listening port.
     allow_reuse_address = True
+    request_queue_size = 128  # of five, a burst of probes loses its sixth for seconds
+
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's reverse look-up of its own name, which may take seconds."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
 
 
 class _Handler(WSGIRequestHandler):

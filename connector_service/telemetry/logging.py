@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import re
 import sys
 import traceback
+from collections.abc import Mapping, Set
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,9 @@ __all__ = ["JsonFormatter", "LogHook", "TextFormatter", "configure"]
 _log = logging.getLogger("connector_service.calls")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_MASK = "***"
+# Every character at which some reader of text begins a new line.
+_LINE_BREAK = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # Creating and deleting are events in a job's life; polls are too many for the default level.
 _EVENTS = frozenset({"create", "delete", "do"})
 
@@ -40,10 +46,17 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Render and redact."""
-        facts = "".join(f" {key}={value}" for key, value in _facts(record).items() if value != "")
+        facts = "".join(
+            f" {key}={_MASK if _names_secret(key) else value}"
+            for key, value in _facts(record).items()
+            if value != ""
+        )
         level = record.levelname.lower()
         line = f"{_time(record)} {level:<7} {record.name}: {record.getMessage()}{facts}"
-        return redact(line + _trace(record, "\n"))
+        # What a caller wrote must not begin a line of its own.
+        line = _LINE_BREAK.sub(lambda found: ascii(found[0])[1:-1], redact(line))
+        trace = _trace(record)
+        return f"{line}\n{redact(trace)}" if trace else line
 
 
 class JsonFormatter(logging.Formatter):
@@ -56,14 +69,12 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
-            **_facts(record),
         }
-        if trace := _trace(record, ""):
+        if trace := _trace(record):
             fields["traceback"] = trace
-        redacted = {
-            key: redact(value) if isinstance(value, str) else value for key, value in fields.items()
-        }
-        return msgspec.json.encode(redacted, enc_hook=str).decode()
+        facts = {**fields, **_facts(record), **fields}  # no fact replaces what every line has
+        masked = {key: _masked(value, key) for key, value in facts.items()}
+        return msgspec.json.encode(masked).decode()
 
 
 class LogHook(Hook):
@@ -103,7 +114,30 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
-def _trace(record: logging.LogRecord, before: str) -> str:
+def _trace(record: logging.LogRecord) -> str:
     if not record.exc_info or record.exc_info[1] is None:
         return ""
-    return before + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+    return "".join(traceback.format_exception(*record.exc_info)).rstrip()
+
+
+def _masked(value: Any, key: str) -> Any:
+    """Return ``value`` as JSON can hold it, every text in it redacted, by its key and by itself."""
+    if value is None or value == "" or isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {_text(each): _masked(item, _text(each)) for each, item in value.items()}
+    if isinstance(value, list | tuple | Set):
+        return [_masked(item, key) for item in value]
+    if _names_secret(key):
+        return _MASK
+    return value if isinstance(value, int | float) else _text(value)
+
+
+def _text(value: object) -> str:
+    """Return the redacted text of ``value``; surrogates, which UTF-8 refuses, are escaped."""
+    return redact(str(value)).encode("utf-8", "backslashreplace").decode()
+
+
+@functools.lru_cache(1024)
+def _names_secret(key: str) -> bool:
+    return redact(f"{key}=value") != f"{key}=value"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -10,14 +11,21 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
+from connector_service.codec.convert import split
+from connector_service.wire.memory import LARGE, give_back
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
-__all__ = ["bind"]
+__all__ = ["bind", "take_inputs"]
 
 _log = logging.getLogger(__name__)
+
+# Where large requests keep what most of their bytes are.
+_INPUTS = {"flyteidl.admin.CreateTaskRequest": 1, "flyteidl2.connector.CreateTaskRequest": 1}
+_inputs: ContextVar[bytes | memoryview | None] = ContextVar("inputs", default=None)
 
 
 def bind(server: grpc.aio.Server, service: Any, servicer: object) -> None:
@@ -34,6 +42,19 @@ def bind(server: grpc.aio.Server, service: Any, servicer: object) -> None:
             for method in service.methods
         },
     )
+
+
+def take_inputs() -> bytes | memoryview | None:
+    """Return the inputs, still encoded, of the request that this task has just read; once.
+
+    They are a view of the request's bytes, which grpc keeps until the call ends: decoding only one
+    message of them is all the memory they cost. Taken, they are forgotten here: a task that a
+    connector starts inherits our context, and would keep them for its whole life.
+    """
+    inputs = _inputs.get()
+    if inputs is not None:
+        _inputs.set(None)
+    return inputs
 
 
 def _handler(method: MethodDescriptor, function: Any) -> grpc.RpcMethodHandler[Any, Any]:
@@ -56,11 +77,19 @@ def _reader(kind: Descriptor) -> Callable[[bytes], Any]:
     An exception here is answered by grpc itself: UNKNOWN with its text, a traceback in the log a
     request, and no record of the call.
     """
-    message = GetMessageClass(kind)
+    message: Any = GetMessageClass(kind)
+    number = _INPUTS.get(kind.full_name)
 
     def read(data: bytes) -> Any:
+        if len(data) >= LARGE:
+            give_back()
         try:
-            return message.FromString(data)
+            if number is None:
+                return message.FromString(data)
+            rest, inputs = split(data, number)
+            request = message.FromString(rest)
+            _inputs.set(inputs)
+            return request
         except DecodeError:
             _log.warning("request is not decodable", extra={"message_type": kind.full_name})
             return message()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ from connector_service.errors import InvalidRequestError
 from connector_service.runtime.call import Call
 from connector_service.sdk.method import Operation
 from connector_service.sdk.resource import TaskCategory
-from connector_service.wire.status import answer
+from connector_service.wire.binding import take_inputs
+from connector_service.wire.status import answer, send
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -66,7 +68,8 @@ class Jobs:
     async def GetTaskLogs(self, request: Any, context: Context) -> None:
         """Stream a job's log."""
         call = self._on_job(Operation.GET_LOGS, request, context)
-        await answer(context, await self._dispatcher.stream(call, context.write))
+        outcome = await self._dispatcher.stream(call, functools.partial(send, context))
+        await answer(context, outcome)
 
     def _on_job(self, operation: Operation, request: Any, context: Context) -> Call:
         """Read the task category, or Flyte 1's deprecated task type where there is none."""
@@ -118,4 +121,13 @@ def _call(
         starts = operation in (Operation.CREATE, Operation.DO)
         field = "template.type" if starts else "task_category.name"
         problem = InvalidRequestError(f"{operation} has no {field}.")
-    return Call(protocol, operation, category, message, inputs, read_deadline(context), problem)
+    return Call(
+        protocol,
+        operation,
+        category,
+        message,
+        inputs,
+        read_deadline(context),
+        problem,
+        take_inputs(),
+    )

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-__all__ = ["CODES", "HTTP_CODES", "MAX_DETAILS", "answer", "classify"]
+__all__ = ["CODES", "HTTP_CODES", "MAX_DETAILS", "answer", "classify", "send"]
 
 MAX_DETAILS = 2048  # bytes of UTF-8
 
@@ -98,6 +98,19 @@ async def answer(context: grpc.aio.ServicerContext[Any, Any], outcome: Outcome) 
         return outcome.value
     await context.abort(grpc.StatusCode[outcome.status.code], outcome.status.details)
     raise AssertionError("abort() always raises")
+
+
+async def send(context: grpc.aio.ServicerContext[Any, Any], message: Any) -> None:
+    """Send one message of a stream.
+
+    Raises:
+        CancelledError: The caller has left. grpc cancels the call's task too, but what is being
+            sent may fail before that.
+    """
+    try:
+        await context.write(message)
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
 
 
 def _code(error: BaseException) -> grpc.StatusCode:

@@ -15,7 +15,7 @@ from connector_service.sdk.method import Operation
 from connector_service.sdk.resource import TaskCategory
 from connector_service.wire.binding import bind
 from connector_service.wire.jobs import Jobs, about, read_deadline, started
-from connector_service.wire.status import answer
+from connector_service.wire.status import answer, send
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
@@ -56,7 +56,7 @@ class SyncAgent:
         """
         outcome = await self._dispatcher.dispatch(await _do(context))
         header = agent_pb2.ExecuteTaskSyncResponseHeader(resource=await answer(context, outcome))
-        await context.write(agent_pb2.ExecuteTaskSyncResponse(header=header))
+        await send(context, agent_pb2.ExecuteTaskSyncResponse(header=header))
 
 
 class Metadata:

@@ -11,7 +11,7 @@ import pytest
 from flyteidl.core import interface_pb2, tasks_pb2, types_pb2
 from flyteidl.core.execution_pb2 import TaskExecution
 
-from connector_service.connectors.duckdb_jobs import reap
+from connector_service.connectors.duckdb.jobs import reap
 from connector_service.sdk import is_terminal_phase, to_literal_map
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from connector_service.connectors.duckdb_options import Options, read_options, secure_state_dir
+from connector_service.connectors.duckdb.options import Options, read_options, secure_state_dir
 from connector_service.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[2]

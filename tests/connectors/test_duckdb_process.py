@@ -16,7 +16,7 @@ import pytest
 from flyteidl.core import tasks_pb2, types_pb2
 from flyteidl.core.execution_pb2 import TaskExecution
 
-from connector_service.connectors.duckdb_jobs import reap
+from connector_service.connectors.duckdb.jobs import reap
 from connector_service.errors import GoneError, InvalidMetaError, PermanentError, TransientError
 
 pytest.importorskip("duckdb")

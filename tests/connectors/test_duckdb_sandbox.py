@@ -26,8 +26,8 @@ PROGRAM = """
 import json, sys, threading
 import duckdb
 from pathlib import Path
-from connector_service.connectors.duckdb_options import read_options
-from connector_service.connectors import duckdb_sandbox as sandbox
+from connector_service.connectors.duckdb.options import read_options
+from connector_service.connectors.duckdb import sandbox
 
 options, reach, tries = json.load(sys.stdin)
 options = read_options(options, section="options")

@@ -12,8 +12,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from connector_service.connectors.duckdb_log import log_pages
-from connector_service.connectors.duckdb_usage import METRICS, Sample, metric_results
+from connector_service.connectors.duckdb.log import log_pages
+from connector_service.connectors.duckdb.usage import METRICS, Sample, metric_results
 from connector_service.errors import InvalidRequestError
 
 pytest.importorskip("duckdb")

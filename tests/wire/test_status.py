@@ -383,7 +383,7 @@ async def test_the_service_refuses_before_the_clients_own_clock(
         release.wait(10)
 
     method = waits if style == "async def" else blocks
-    async with serve(fake(**{operation: method})) as served, served.client(timeout=0.5) as client:
+    async with serve(fake(**{operation: method})) as served, served.client(timeout=1) as client:
         error = await refused(ask(client, operation))
         release.set()
         record = await call_log.next()
@@ -402,7 +402,7 @@ async def test_a_deadline_falls_between_two_messages_of_a_stream(fake: Any) -> N
         yield GetTaskLogsResponse()
         await asyncio.Event().wait()
 
-    async with serve(fake(get_logs=get_logs)) as served, served.client(timeout=0.5) as client:
+    async with serve(fake(get_logs=get_logs)) as served, served.client(timeout=1) as client:
         logs = client.get_logs(TaskCategory("fake"), b'{"job": "1"}')
         assert await anext(logs) == GetTaskLogsResponse()
         error = await refused(anext(logs))

@@ -20,7 +20,7 @@ from connector_service.errors import InvalidInputError, PermanentError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from connector_service.connectors.duckdb_options import Options
+    from connector_service.connectors.duckdb.options import Options
 
 __all__ = ["Reach", "confine_thread", "connect", "refuse_statement"]
 

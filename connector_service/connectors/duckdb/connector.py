@@ -16,19 +16,19 @@ from flyteidl.admin import agent_pb2
 from flyteidl.core import literals_pb2
 from flyteidl.core.execution_pb2 import TaskExecution
 
-from connector_service.connectors.duckdb_files import FORMATS, Files, local_path, scheme_of
-from connector_service.connectors.duckdb_folder import (
+from connector_service.connectors.duckdb.files import FORMATS, Files, local_path, scheme_of
+from connector_service.connectors.duckdb.folder import (
     JobFolder,
     Output,
     Spec,
     TableInput,
     pack,
 )
-from connector_service.connectors.duckdb_jobs import Jobs, reap
-from connector_service.connectors.duckdb_log import log_pages
-from connector_service.connectors.duckdb_options import Options, read_options
-from connector_service.connectors.duckdb_types import is_scalar, is_table
-from connector_service.connectors.duckdb_usage import metric_results, samples
+from connector_service.connectors.duckdb.jobs import Jobs, reap
+from connector_service.connectors.duckdb.log import log_pages
+from connector_service.connectors.duckdb.options import Options, read_options
+from connector_service.connectors.duckdb.types import is_scalar, is_table
+from connector_service.connectors.duckdb.usage import metric_results, samples
 from connector_service.errors import GoneError, InvalidInputError, InvalidMetaError
 from connector_service.sdk import AsyncConnectorBase, Phase, Resource, ResourceMeta, to_python
 

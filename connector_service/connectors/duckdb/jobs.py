@@ -12,17 +12,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from connector_service.connectors.duckdb_folder import JobFolder, poll
-from connector_service.connectors.duckdb_options import secure_state_dir
+from connector_service.connectors.duckdb.folder import JobFolder, poll
+from connector_service.connectors.duckdb.options import secure_state_dir
 from connector_service.errors import ConfigError, PermanentError, TransientError
 
 if TYPE_CHECKING:
-    from connector_service.connectors.duckdb_folder import Spec
-    from connector_service.connectors.duckdb_options import Options
+    from connector_service.connectors.duckdb.folder import Spec
+    from connector_service.connectors.duckdb.options import Options
 
 __all__ = ["Jobs", "reap"]
 
-_MODULE = "connector_service.connectors.duckdb_job"
+_MODULE = "connector_service.connectors.duckdb.job"
 _PURGE_EVERY = 600.0  # seconds
 _JOIN = 5.0  # seconds that a repeated create waits for the first one to have started
 _SOFTLY, _HARDLY = 1.0, 3.0  # seconds from SIGTERM to SIGKILL, and from there to giving up

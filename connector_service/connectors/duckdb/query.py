@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from flyteidl.core import literals_pb2, types_pb2
 
-from connector_service.connectors.duckdb_folder import unpack
-from connector_service.connectors.duckdb_sandbox import refuse_statement
-from connector_service.connectors.duckdb_types import scalar_literal, table_literal
+from connector_service.connectors.duckdb.folder import unpack
+from connector_service.connectors.duckdb.sandbox import refuse_statement
+from connector_service.connectors.duckdb.types import scalar_literal, table_literal
 from connector_service.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from connector_service.connectors.duckdb_files import Source, Target
-    from connector_service.connectors.duckdb_folder import Output, Spec
+    from connector_service.connectors.duckdb.files import Source, Target
+    from connector_service.connectors.duckdb.folder import Output, Spec
 
 __all__ = ["Outcome", "Query", "quote"]
 

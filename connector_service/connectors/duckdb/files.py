@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from connector_service.connectors.duckdb_folder import fsync_folder
+from connector_service.connectors.duckdb.folder import fsync_folder
 from connector_service.errors import InvalidInputError, PermanentError, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from connector_service.connectors.duckdb_folder import TableInput
-    from connector_service.connectors.duckdb_options import Options
+    from connector_service.connectors.duckdb.folder import TableInput
+    from connector_service.connectors.duckdb.options import Options
 
 __all__ = ["FORMATS", "Files", "Source", "Target", "local_path", "scheme_of"]
 
@@ -101,26 +101,30 @@ class Files:
         return Source(table.name, table.format, found)
 
     def target(self, name: str, prefix: str) -> Target:
-        """Prepare the place of the result called ``name``: an empty file, ready to be written.
+        """Choose the place of the result called ``name``; nothing is created.
 
         Raises:
             InvalidInputError: The prefix lies where no result may.
-            PermanentError: This user may not write there.
-            TransientError: The disk is full or failing.
         """
         file_name = f"{name}.parquet"
         uri = f"{prefix.rstrip('/')}/{file_name}"
         if scheme_of(prefix):
-            target = Target(uri, self._work / "upload" / file_name, None)
-        else:
-            folder = local_path(prefix)
-            self._refuse(folder.resolve(), f"output_prefix {prefix}")
-            target = Target(uri, folder / f".{file_name}.{self._job_id}.part", local_path(uri))
+            return Target(uri, self._work / "upload" / file_name, None)
+        folder = local_path(prefix)
+        self._refuse(folder.resolve(), f"output_prefix {prefix}")
+        return Target(uri, folder / f".{file_name}.{self._job_id}.part", local_path(uri))
+
+    def prepare(self, target: Target) -> None:
+        """Make an empty file there, so that nobody else's can be in the way.
+
+        Raises:
+            PermanentError: This user may not write there.
+            TransientError: The disk is full or failing.
+        """
         with _writing(target.uri):
             target.partial.parent.mkdir(parents=True, exist_ok=True)
             target.partial.unlink(missing_ok=True)
             os.close(os.open(target.partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        return target
 
     def publish(self, target: Target) -> None:
         """Put the finished result in place so that a crash after this cannot lose it.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from connector_service.connectors.duckdb_options import Options
+from connector_service.connectors.duckdb.options import Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

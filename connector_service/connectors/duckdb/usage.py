@@ -19,13 +19,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from connector_service.connectors.duckdb_log import say
+from connector_service.connectors.duckdb.log import say
 from connector_service.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from connector_service.connectors.duckdb_folder import JobFolder
+    from connector_service.connectors.duckdb.folder import JobFolder
 
 __all__ = ["METRICS", "Recorder", "Sample", "metric_results", "samples"]
 

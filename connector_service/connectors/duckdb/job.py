@@ -1,6 +1,6 @@
 """The child program: runs one job folder's SQL, and outlives the service that started it.
 
-``python -m connector_service.connectors.duckdb_job FOLDER``, with the folder's lock inherited.
+``python -m connector_service.connectors.duckdb.job FOLDER``, with the folder's lock inherited.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from flyteidl.core.execution_pb2 import TaskExecution
 
-from connector_service.connectors.duckdb_files import Files
-from connector_service.connectors.duckdb_folder import JobFolder, Result, Spec, State, sentence
-from connector_service.connectors.duckdb_log import say
-from connector_service.connectors.duckdb_query import Outcome, Query
-from connector_service.connectors.duckdb_sandbox import Reach, confine_thread, connect
-from connector_service.connectors.duckdb_usage import Recorder
+from connector_service.connectors.duckdb.files import Files
+from connector_service.connectors.duckdb.folder import JobFolder, Result, Spec, State, sentence
+from connector_service.connectors.duckdb.log import say
+from connector_service.connectors.duckdb.query import Outcome, Query
+from connector_service.connectors.duckdb.sandbox import Reach, confine_thread, connect
+from connector_service.connectors.duckdb.usage import Recorder
 from connector_service.errors import BackendError, PermanentError, TransientError
 
 if TYPE_CHECKING:
-    from connector_service.connectors.duckdb_files import Source, Target
+    from connector_service.connectors.duckdb.files import Source, Target
 
 __all__ = ["Job", "main"]
 
@@ -126,7 +126,9 @@ class Job:
             name = next(output.name for output in spec.outputs if output.is_table)
             prefix = spec.output_prefix or str(self._folder.output)
             self._target = self._files.target(name, prefix)
+            # Said before it exists: whoever finds this process killed knows what to remove.
             self._record(partial=str(self._target.partial))
+            self._files.prepare(self._target)
         began = time.monotonic()
         outcome = self._confined(spec, sources)
         outputs = _serialize(outcome)
