@@ -246,10 +246,13 @@ class SqliteLedger:
             database.execute(_INDEX)
             database.execute(f"PRAGMA user_version = {_VERSION}")
             # Whoever reserved or claimed these is dead: it would hold the lock.
-            cut_short = database.execute(
-                "UPDATE jobs SET until = 0 WHERE state = ?", (State.RESERVED,)
-            ).rowcount
-            database.execute("UPDATE jobs SET until = 0 WHERE state = ?", (State.CLAIMED,))
+            free = "UPDATE jobs SET until = ? WHERE state = ? AND until > ?"
+            now = self._clock()
+            database.execute(free, (now, State.CLAIMED, now))
+            database.execute(free, (now, State.RESERVED, now))
+            (cut_short,) = database.execute(
+                "SELECT count(*) FROM jobs WHERE state = ?", (State.RESERVED,)
+            ).fetchone()
         if cut_short:
             _log.warning("creates_were_cut_short", extra={"count": cut_short})
 
