@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from flyteidl.core.execution_pb2 import TaskExecution
 
 from connector_service.codec.convert import MESSAGES
-from connector_service.errors import AuthorError, BackendError
+from connector_service.errors import AuthorError, BackendError, DeadlineError
 from connector_service.runtime import settle
 from connector_service.runtime.faults import Fault, is_unmapped_state, judge
 from connector_service.runtime.known import (
@@ -61,6 +62,11 @@ _LONGEST_GAP = 600.0
 _LONGEST_PAUSE = 300.0  # seconds that a backend's Retry-After keeps polls away from it
 _LOG_BUG_EVERY = 600.0  # seconds, per job
 _LOG_FAULT_EVERY = 60.0  # seconds, per task category
+# One client has ten pollers for the jobs of all connectors. While a backend does not answer at
+# all, each poll is answered after so long, for a minute from its last timeout; the call itself
+# goes on, and what it brings is known to the next poll.
+_HURRY = 1.0
+_HURRY_FOR = 60.0
 _IDLE = 86_400.0  # seconds until a job that nobody polls is forgotten
 
 _KNOWN = frozenset(TaskExecution.Phase.values()) - {TaskExecution.UNDEFINED}
@@ -100,7 +106,8 @@ class _Ask:
 class Polls:
     """Answers polls: from the connector, from memory, or with what was known last.
 
-    ``count`` hears of every ``PollEvent`` with the task category, for the metrics.
+    ``count`` hears of every ``PollEvent`` with the task category, for the metrics. Calls come with
+    the category of a route: what is kept for each category is bounded by what is registered.
     """
 
     def __init__(
@@ -119,6 +126,7 @@ class Polls:
         self._ends: Memory[End] = Memory(most_jobs, _MOST_ENDS)
         self._asking: dict[bytes, asyncio.Task[Any]] = {}
         self._logged: dict[TaskCategory, float] = {}
+        self._timed_out: dict[TaskCategory | None, float] = {}
 
     async def poll(
         self,
@@ -152,8 +160,7 @@ class Polls:
             self._asking[key] = task
         else:
             self._tell(PollEvent.SHARED, call)
-        left = None if call.deadline is None else max(0.0, call.deadline - now)
-        await asyncio.wait({task}, timeout=left)
+        await asyncio.wait({task}, timeout=self._waits(call, now))
         if not task.done() or task.cancelled():
             # Its own end will be noted; this caller only has to be answered.
             self._tell(PollEvent.ABSORBED, call)
@@ -210,6 +217,13 @@ class Polls:
 
     # --- asking --------------------------------------------------------------------------------
 
+    def _waits(self, call: Call, now: float) -> float | None:
+        """Say how long a caller waits for the connector's answer."""
+        left = math.inf if call.deadline is None else max(0.0, call.deadline - now)
+        if now - self._timed_out.get(call.category, -math.inf) < _HURRY_FOR:
+            left = min(left, _HURRY)
+        return None if math.isinf(left) else left
+
     async def _ask(self, ask: _Ask) -> Any:
         """Ask the connector once and note what came of it; an exception is returned."""
         try:
@@ -224,6 +238,7 @@ class Polls:
             del self._asking[ask.key]
 
     def _answered(self, ask: _Ask, resource: Any) -> Any:
+        self._timed_out.pop(ask.call.category, None)
         if resource.phase not in _KNOWN:
             self._tell(PollEvent.UNMAPPED, ask.call)
             state = getattr(resource, "state", 0)
@@ -296,6 +311,8 @@ class Polls:
         # A bug's shorter patience begins with its first failure, and with a fault in between anew.
         trouble.waited_for_bug = trouble.waited_for_bug + gap if trouble.is_bug and is_bug else 0.0
         trouble.is_bug = is_bug
+        if isinstance(error, DeadlineError):
+            self._timed_out[ask.call.category] = now
         trouble.seen = job.seen = now
         job.trouble = trouble
         pause = min(retry_after or 0.0, _LONGEST_PAUSE)

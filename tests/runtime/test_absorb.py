@@ -16,6 +16,7 @@ from flyteidl2.connector import connector_pb2
 
 from connector_service.config import ConnectorSection
 from connector_service.errors import (
+    DeadlineError,
     GoneError,
     InvalidInputError,
     InvalidMetaError,
@@ -366,6 +367,25 @@ async def test_each_caller_has_its_own_deadline() -> None:
     scene.go.set()
     assert (await patient).phase == SUCCEEDED
     assert scene.fetches == 1
+
+
+async def test_a_backend_that_hangs_does_not_hold_the_clients_pollers() -> None:
+    """After a timeout polls of that type are answered within a second, until one is answered."""
+    scene = Held()
+    scene.answer = DeadlineError("The connector did not answer.")
+    scene.go.set()
+    await scene.poll("1")
+    scene.go.clear()
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    # 300 s on the scene's clock is what the caller would wait; the loop's own is real.
+    waiting = asyncio.create_task(scene.poll("2", deadline=scene.now + 300))
+    assert (await asyncio.wait_for(waiting, 30)).phase == RUNNING
+    assert loop.time() - before < 10
+    scene.answer = ResourceMessage(phase=SUCCEEDED)
+    scene.go.set()
+    assert (await scene.poll("2")).phase == SUCCEEDED
+    assert scene.polls._waits(Call("flyteidl", Operation.GET, FAKE, None), scene.now) is None
 
 
 async def test_closing_answers_who_waits() -> None:
