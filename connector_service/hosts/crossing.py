@@ -99,6 +99,7 @@ _READERS: Mapping[str, Callable[[Call, Registration], Any]] = {
     ),
     "inputs": _inputs,
     "output_prefix": lambda call, _: call.message.output_prefix,
+    "idempotency_key": lambda call, _: call.idempotency_key,
     "task_execution_metadata": lambda call, registration: reread(
         call.message.task_execution_metadata,
         MESSAGES[registration.shape].task_execution_metadata,

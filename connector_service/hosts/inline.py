@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from connector_service.errors import UnsupportedOperationError, WrongKindError
 from connector_service.hosts.crossing import read_arguments, write_item, write_value
 from connector_service.runtime.invoker import contain
+from connector_service.runtime.route import Served
 from connector_service.sdk.method import Method, Operation
 
 if TYPE_CHECKING:
@@ -31,9 +32,16 @@ class InlineHost:
         self._registry = registry
         self._invoker = invoker
 
-    def categories(self) -> Mapping[TaskCategory, bool]:
-        """Tell what the registry holds, and whether it is sync."""
-        return {registration.category: registration.is_sync for registration in self._registry}
+    def categories(self) -> Mapping[TaskCategory, Served]:
+        """Tell what the registry holds."""
+        return {
+            registration.category: Served(
+                registration.connector.name,
+                registration.is_sync,
+                registration.connector.permanent_errors,
+            )
+            for registration in self._registry
+        }
 
     def agents(self) -> Sequence[Agent]:
         """Describe the registry's connectors."""

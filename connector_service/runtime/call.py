@@ -21,6 +21,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     inputs, and ``message`` is without them: they are decoded once, in the protocol that the
     connector wants, and not at all when nobody does. ``deadline`` is on ``time.monotonic``'s clock.
     ``problem`` is what the wire found wrong with the request; such a call is refused, not run.
+    ``idempotency_key`` is the same whenever the client repeats a create.
     """
 
     protocol: str
@@ -31,14 +32,19 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     deadline: float | None = None
     problem: CallError | None = None
     inputs_data: bytes | memoryview | None = None
+    idempotency_key: str = ""
 
 
 class Status(msgspec.Struct, frozen=True, gc=False):
-    """A gRPC status in plain words: the code's name, one safe line, the incident's id if any."""
+    """A gRPC status in plain words: the code's name, one safe line, the incident's id if any.
+
+    ``retry_after`` is when the caller may try again, in seconds.
+    """
 
     code: str
     details: str
     incident: str = ""
+    retry_after: float | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):

@@ -2,54 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-from flyteidl.core.execution_pb2 import TaskExecution
-
+from connector_service.config import ConnectorSection
 from connector_service.errors import ConnectorNotFoundError, UnsupportedOperationError
 from connector_service.runtime import envelope
 from connector_service.runtime.call import Call, Outcome, Status
+from connector_service.runtime.guarantees import run_sync
 from connector_service.runtime.hooks import OK, UNKNOWN_TASK_TYPE, CallRecord, Hooks
+from connector_service.runtime.route import Route
 from connector_service.sdk.method import Operation
-from connector_service.sdk.resource import is_terminal_phase
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from flyteidl.admin.agent_pb2 import Agent
 
+    from connector_service.runtime.guarantees import Guarantees
+    from connector_service.runtime.route import Host
     from connector_service.sdk.resource import TaskCategory
 
-__all__ = ["Dispatcher", "Host"]
+__all__ = ["Dispatcher"]
 
 _WITH_INPUTS = (Operation.CREATE, Operation.DO)
 _ON_JOBS = (Operation.GET, Operation.DELETE, Operation.GET_METRICS)
-
-
-class Host(Protocol):
-    """Runs the operations of some task categories; ``hosts`` has the kinds there are."""
-
-    def categories(self) -> Mapping[TaskCategory, bool]:
-        """Tell what this host serves, and whether it does so synchronously."""
-
-    def agents(self) -> Sequence[Agent]:
-        """Describe its connectors, from memory."""
-
-    async def run(self, call: Call) -> Any:
-        """Run one operation and answer in the protocol that the call came in."""
-
-    async def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> None:
-        """Run one operation that answers with many messages, and send each."""
-
-
-class _Route(NamedTuple):
-    """Where the calls of one task category go."""
-
-    host: Host
-    is_sync: bool
 
 
 class Dispatcher:
@@ -60,17 +37,44 @@ class Dispatcher:
     """
 
     def __init__(
-        self, hosts: Sequence[Host], classify: Callable[[BaseException, Call], Status], hooks: Hooks
+        self,
+        hosts: Sequence[Host],
+        classify: Callable[[BaseException, Call], Status],
+        hooks: Hooks,
+        *,
+        guarantees: Guarantees | None = None,
+        policies: Mapping[str, ConnectorSection] | None = None,
     ) -> None:
-        """Take the hosts, the status table and the listeners."""
+        """Take the hosts, the status table and the listeners.
+
+        ``guarantees`` None passes every call straight through; ``policies`` are the settings by
+        task type, the defaults where there are none.
+        """
         self._classify = classify
         self._hooks = hooks
         self._hosts = tuple(hosts)
-        self._routes = {
-            category: _Route(host, is_sync)
+        self._guarantees = guarantees
+        self.routes: Mapping[TaskCategory, Route] = {
+            category: Route(
+                category, host, served, (policies or {}).get(category.name, ConnectorSection())
+            )
             for host in hosts
-            for category, is_sync in host.categories().items()
+            for category, served in host.categories().items()
         }
+
+    async def start(self) -> None:
+        """Begin to look after jobs.
+
+        Raises:
+            LedgerDownError: What was created cannot be remembered where the settings say.
+        """
+        if self._guarantees is not None:
+            await self._guarantees.start(self.routes)
+
+    async def close(self, grace: float) -> None:
+        """Let what runs without a caller end within ``grace`` seconds."""
+        if self._guarantees is not None:
+            await self._guarantees.close(grace)
 
     async def dispatch(self, call: Call) -> Outcome:
         """Answer one call, whatever happens on the way; only a caller who left raises."""
@@ -83,8 +87,10 @@ class Dispatcher:
             route = self._route(call)
             if envelope.holds(call.message.resource_meta):
                 _from_envelope(call)
-            else:
+            elif self._guarantees is None or not route.policy.guarantees:
                 await route.host.stream(call, send)
+            else:
+                await self._guarantees.stream(route, call, send)
 
         return await self._observed(call, run)
 
@@ -130,12 +136,9 @@ class Dispatcher:
         route = self._route(call)
         if call.operation in _ON_JOBS and envelope.holds(call.message.resource_meta):
             return _from_envelope(call)
-        if route.is_sync and call.operation is Operation.CREATE:
-            # Flyte 2 has no sync RPC, and Flyte 1 can be configured not to use it.
-            done = await route.host.run(msgspec.structs.replace(call, operation=Operation.DO))
-            return envelope.seal(_ended(done))
-        value = await route.host.run(call)
-        return _ended(value) if call.operation is Operation.DO else value
+        if self._guarantees is None:
+            return await run_sync(route, call, route.host.run)
+        return await self._guarantees.run(route, call)
 
     def _describe(self, name: str) -> Agent:
         agents = {agent.name: agent for host in self._hosts for agent in host.agents()}
@@ -143,20 +146,20 @@ class Dispatcher:
             raise ConnectorNotFoundError(f"name {name!r}", agents)
         return agents[name]
 
-    def _route(self, call: Call) -> _Route:
+    def _route(self, call: Call) -> Route:
         category = call.category
-        route = self._routes.get(category) if category else None
+        route = self.routes.get(category) if category else None
         if category is None or route is None:
             raise ConnectorNotFoundError(
                 f"task type {category.spoken}" if category else "a call without a task type",
-                (known.listed for known in self._routes),
+                (known.listed for known in self.routes),
             )
         return route
 
     def _label(self, call: Call) -> str:
         if call.category is None:
             return "" if call.problem is None else UNKNOWN_TASK_TYPE
-        return call.category.name if call.category in self._routes else UNKNOWN_TASK_TYPE
+        return call.category.name if call.category in self.routes else UNKNOWN_TASK_TYPE
 
 
 def _from_envelope(call: Call) -> Any:
@@ -168,19 +171,6 @@ def _from_envelope(call: Call) -> Any:
     raise UnsupportedOperationError(
         f"The job ended when it was created and has no {call.operation.removeprefix('get_')}."
     )
-
-
-def _ended(resource: Any) -> Any:
-    """Return a sync reply in a terminal phase; any other would panic Flyte 1's client.
-
-    It caches an item without a resource meta, and each poll of that kills one of its ten workers.
-    """
-    if not is_terminal_phase(resource.phase):
-        phase = TaskExecution.Phase.Name(resource.phase)
-        resource = copy.copy(resource)  # it may be the connector's own, and answer again
-        resource.message = f"The sync connector answered {phase}, not an end. {resource.message}"
-        resource.phase = TaskExecution.RETRYABLE_FAILED
-    return resource
 
 
 def _input_bytes(call: Call) -> int | None:

@@ -10,7 +10,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["OK", "UNKNOWN_TASK_TYPE", "CallRecord", "Hook", "Hooks"]
+__all__ = ["OK", "UNKNOWN_TASK_TYPE", "CallRecord", "Happening", "Hook", "Hooks"]
 
 OK = "OK"
 # A name that a caller made up must not become a metric label: 500 of them are 2,500 series.
@@ -37,6 +37,20 @@ class CallRecord(msgspec.Struct, frozen=True, gc=False):
     error: BaseException | None = None
 
 
+class Happening(msgspec.Struct, frozen=True, gc=False):
+    """Something beside the calls that is worth counting: ``kind`` is constant, facts are fields.
+
+    ``poll``: ``detail`` is a ``PollEvent``. ``orphan``: ``detail`` says how its deletion went.
+    ``unguarded_create``: a create ran without the ledger. ``retry``: ``detail`` is the operation.
+    ``blocked_loop``: ``detail`` is the operation, ``amount`` the seconds.
+    """
+
+    kind: str
+    task_type: str
+    detail: str = ""
+    amount: float = 1.0
+
+
 class Hook:
     """A listener; override what you want to hear. What it raises is logged and dropped."""
 
@@ -45,6 +59,9 @@ class Hook:
 
     def ended(self, record: CallRecord) -> None:
         """Hear what became of it."""
+
+    def happened(self, happening: Happening) -> None:
+        """Hear what the guarantees did; from any thread."""
 
 
 class Hooks:
@@ -69,3 +86,11 @@ class Hooks:
                 hook.ended(record)
             except Exception:  # noqa: BLE001 - a listener never fails a call
                 _log.exception("A hook failed: %s.ended", type(hook).__name__)
+
+    def happened(self, happening: Happening) -> None:
+        """Tell every hook what the guarantees did."""
+        for hook in self._hooks:
+            try:
+                hook.happened(happening)
+            except Exception:  # noqa: BLE001 - a listener never fails a call
+                _log.exception("A hook failed: %s.happened", type(hook).__name__)

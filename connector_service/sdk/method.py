@@ -41,7 +41,13 @@ class Style(StrEnum):
 
 # What the service can pass to each operation; a method gets those that it can take.
 ARGUMENTS: Mapping[Operation, tuple[str, ...]] = {
-    Operation.CREATE: ("task_template", "output_prefix", "inputs", "task_execution_metadata"),
+    Operation.CREATE: (
+        "task_template",
+        "output_prefix",
+        "inputs",
+        "task_execution_metadata",
+        "idempotency_key",
+    ),
     Operation.GET: ("resource_meta", "output_prefix"),
     Operation.DELETE: ("resource_meta",),
     Operation.GET_METRICS: ("resource_meta", "queries", "start_time", "end_time", "step"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -15,12 +16,16 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from connector_service.codec.convert import FlyteProtocol
+from connector_service.config import ConnectorSection
 from connector_service.errors import ConfigError, PluginError, StartupError
 from connector_service.hosts.inline import InlineHost
 from connector_service.plugins import loader
 from connector_service.runtime.dispatcher import Dispatcher
-from connector_service.runtime.hooks import Hooks
+from connector_service.runtime.guarantees import Guarantees
+from connector_service.runtime.hooks import Happening, Hooks
 from connector_service.runtime.invoker import Invoker
+from connector_service.runtime.ledger_memory import MemoryLedger
+from connector_service.runtime.watchdog import Watchdog
 from connector_service.sdk.registry import Registry
 from connector_service.telemetry.http import HttpServer
 from connector_service.telemetry.logging import LogHook
@@ -35,6 +40,7 @@ if TYPE_CHECKING:
 
     from connector_service.config import Config, Listen
     from connector_service.plugins.loader import PluginRecord
+    from connector_service.runtime.ledger import Ledger
 
 __all__ = ["Service", "build"]
 
@@ -65,10 +71,52 @@ def build(config: Config, registry: Registry | None = None) -> Service:
             metrics.plugin_up.labels(record.name).set(record.loaded)
     metrics.plugins_loaded.set(sum(record.loaded for record in records))
     metrics.plugins_failed.set(sum(record.failed for record in records))
-    invoker = Invoker()
     hooks = Hooks([MetricsHook(metrics), LogHook()])
-    dispatcher = Dispatcher([InlineHost(registry, invoker)], classify, hooks)
-    return Service(config, dispatcher, invoker, metrics, records)
+    sections = config.connectors
+    invoker = Invoker(lambda task_type: sections.get(task_type, ConnectorSection()).threads)
+    dispatcher = Dispatcher(
+        [InlineHost(registry, invoker)],
+        classify,
+        hooks,
+        guarantees=Guarantees(_ledger(config), config.ledger, hooks),
+        policies=sections,
+    )
+    watchdog = Watchdog(
+        registry,
+        on_block=lambda block: hooks.happened(
+            Happening("blocked_loop", block.task_type, block.operation, block.seconds)
+        ),
+        isolate=invoker.isolate,
+    )
+    _watch(metrics, dispatcher, invoker)
+    return Service(config, dispatcher, invoker, watchdog, metrics, records)
+
+
+def _ledger(config: Config) -> Ledger:
+    """Make the ledger that the settings name; only the one that is used is imported."""
+    settings = config.ledger
+    if settings.state_dir and settings.ledger_url:
+        raise ConfigError(
+            "state_dir and ledger_url exclude each other: created jobs are remembered in one place."
+        )
+    if settings.ledger_url:
+        from connector_service.runtime.ledger_redis import RedisLedger  # noqa: PLC0415
+
+        return RedisLedger(settings.ledger_url)
+    if settings.state_dir:
+        from connector_service.runtime.ledger_sqlite import SqliteLedger  # noqa: PLC0415
+
+        return SqliteLedger(settings.state_dir)
+    return MemoryLedger()
+
+
+def _watch(metrics: ServiceMetrics, dispatcher: Dispatcher, invoker: Invoker) -> None:
+    """Have the gauges read what they show when they are scraped."""
+    metrics.abandoned_calls.set_function(lambda: len(invoker.abandoned()))
+    for category, route in dispatcher.routes.items():
+        calls = functools.partial(metrics.connector_calls.labels, category.name)
+        calls("running").set_function(functools.partial(getattr, route.bulkhead, "running"))
+        calls("waiting").set_function(functools.partial(getattr, route.bulkhead, "waiting"))
 
 
 def load_plugins(config: Config, registry: Registry) -> list[PluginRecord]:
@@ -98,6 +146,7 @@ class Service:
         config: Config,
         dispatcher: Dispatcher,
         invoker: Invoker,
+        watchdog: Watchdog,
         metrics: ServiceMetrics,
         plugins: Sequence[PluginRecord],
     ) -> None:
@@ -109,6 +158,7 @@ class Service:
         self.prometheus_port = 0
         self._dispatcher = dispatcher
         self._invoker = invoker
+        self._watchdog = watchdog
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self._http: HttpServer | None = None
@@ -127,8 +177,10 @@ class Service:
             self.config.metrics.prometheus_port,
             self.metrics.registry,
             lambda: self._ready,
+            stuck=self._watchdog.stuck,
         )
         try:
+            await self._dispatcher.start()
             self._server = _new_server(listen)
             self._names = self._add_services(self._server)
             self.port = _bind(self._server, listen)
@@ -138,6 +190,7 @@ class Service:
             raise
         self.prometheus_port = self._http.port
         self._http.start()
+        self._watchdog.start(asyncio.get_running_loop())
         await self._set_health(_SERVING)
         self._ready = True
 
@@ -154,9 +207,12 @@ class Service:
             # 1. GOAWAY to every client, new calls refused, calls in flight get `grace`.
             await self._server.stop(self.config.drain.grace)
             self._server = None
-        # 2. Threads of plain `def` connectors get no new work.
+            # 2. Creates whose callers have gone end and are written down.
+            await self._dispatcher.close(self.config.drain.grace)
+        # 3. Threads of plain `def` connectors get no new work.
+        self._watchdog.stop()
         self._invoker.shutdown()
-        # 3. The last scrape is still answered while calls finish, so metrics go last.
+        # 4. The last scrape is still answered while calls finish, so metrics go last.
         if self._http is not None:
             self._http.close()
             self._http = None

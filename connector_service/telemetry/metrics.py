@@ -28,7 +28,7 @@ from connector_service.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from connector_service.runtime.hooks import CallRecord
+    from connector_service.runtime.hooks import CallRecord, Happening
 
 __all__ = ["HTTP_STATUS", "MetricsHook", "ServiceMetrics"]
 
@@ -118,6 +118,53 @@ class ServiceMetrics:
             ["plugin"],
             registry=self.registry,
         )
+        self.polls = Counter(
+            "connector_service_polls_total",
+            "Polls that memory or patience answered, by what happened.",
+            ["task_type", "event"],
+            registry=self.registry,
+        )
+        self.orphans = Counter(
+            "connector_service_orphans_total",
+            "Deletions of jobs whose caller had gone, by outcome.",
+            ["task_type", "outcome"],
+            registry=self.registry,
+        )
+        self.unguarded_creates = Counter(
+            "connector_service_unguarded_creates_total",
+            "Creates that ran while the ledger was down, under ledger_down = continue.",
+            ["task_type"],
+            registry=self.registry,
+        )
+        self.retries = Counter(
+            "connector_service_retries_total",
+            "Transient faults that were retried inside a call.",
+            ["task_type", "operation"],
+            registry=self.registry,
+        )
+        self.loop_blocked = Counter(
+            "connector_service_event_loop_blocked_total",
+            "Times that a connector's coroutine held the event loop for over 100 ms.",
+            ["task_type", "operation"],
+            registry=self.registry,
+        )
+        self.loop_blocked_seconds = Counter(
+            "connector_service_event_loop_blocked_seconds_total",
+            "How long they held it.",
+            ["task_type", "operation"],
+            registry=self.registry,
+        )
+        self.connector_calls = Gauge(
+            "connector_service_connector_calls",
+            "Calls of one task type that run, or wait for their turn.",
+            ["task_type", "state"],
+            registry=self.registry,
+        )
+        self.abandoned_calls = Gauge(
+            "connector_service_abandoned_calls",
+            "Plain def calls that run on though nobody waits for them any more.",
+            registry=self.registry,
+        )
         Info(
             "connector_service_build",
             "What is running.",
@@ -162,3 +209,18 @@ class MetricsHook(Hook):
         self._duration(record.protocol, operation, task_type, record.code).observe(record.seconds)
         if record.input_bytes is not None:
             self._input_bytes(task_type).observe(record.input_bytes)
+
+    def happened(self, happening: Happening) -> None:
+        """Count what the guarantees did."""
+        metrics, task_type, detail = self._metrics, happening.task_type, happening.detail
+        if happening.kind == "poll":
+            metrics.polls.labels(task_type, detail).inc()
+        elif happening.kind == "orphan":
+            metrics.orphans.labels(task_type, detail).inc()
+        elif happening.kind == "unguarded_create":
+            metrics.unguarded_creates.labels(task_type).inc()
+        elif happening.kind == "retry":
+            metrics.retries.labels(task_type, detail).inc()
+        elif happening.kind == "blocked_loop":
+            metrics.loop_blocked.labels(task_type, detail).inc()
+            metrics.loop_blocked_seconds.labels(task_type, detail).inc(happening.amount)

@@ -81,7 +81,9 @@ def classify(error: BaseException, call: Call) -> Status:
     if said is not None:
         incident = secrets.token_hex(4) if code is grpc.StatusCode.INTERNAL else ""
         text = said + (f" (incident {incident})" if incident else "")
-        return Status(code.name, elide(_one_line(redact(text)), MAX_DETAILS), incident)
+        after = getattr(error, "retry_after", None)
+        details = elide(_one_line(redact(text)), MAX_DETAILS)
+        return Status(code.name, details, incident, after)
     incident = secrets.token_hex(4)
     what = f"task type {call.category.spoken}" if call.category else "the service"
     cause = error.__cause__ if isinstance(error, ConnectorFault) and error.__cause__ else error
@@ -96,7 +98,12 @@ async def answer(context: grpc.aio.ServicerContext[Any, Any], outcome: Outcome) 
     """Return the outcome's value, or end the call with its status."""
     if outcome.status is None:
         return outcome.value
-    await context.abort(grpc.StatusCode[outcome.status.code], outcome.status.details)
+    status = outcome.status
+    if status.retry_after is not None:
+        # What gRPC's own retries obey (gRFC A6, "pushback").
+        pushback = str(max(0, round(status.retry_after * 1000)))
+        context.set_trailing_metadata((("grpc-retry-pushback-ms", pushback),))
+    await context.abort(grpc.StatusCode[status.code], status.details)
     raise AssertionError("abort() always raises")
 
 

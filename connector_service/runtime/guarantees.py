@@ -1,0 +1,227 @@
+"""What is promised for a call, as policies in one fixed order around the host's work.
+
+For every call: its deadline, then retries inside it, then the connector's bulkhead. Around that::
+
+    create   create once -> failed for good becomes an envelope -> a sync type runs here -> ...
+    get      poll memory and absorption -> ... (no retries: the next poll comes by itself)
+    delete   gone is deleted -> ...
+    do       a user's failure becomes a phase, and the reply terminal and bounded -> ...
+    metrics, logs  ...
+
+Each policy is a module of its own with its own tests; this one only puts them in their order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from flyteidl.admin import agent_pb2
+from flyteidl.core.execution_pb2 import TaskExecution
+from flyteidl2.connector import connector_pb2
+
+from connector_service.codec.convert import FlyteProtocol
+from connector_service.errors import GoneError
+from connector_service.runtime import envelope, settle
+from connector_service.runtime.absorb import Polls
+from connector_service.runtime.call import Call
+from connector_service.runtime.hooks import Happening
+from connector_service.runtime.once import CreateOnce, idempotency_key
+from connector_service.runtime.orphans import Sweeper
+from connector_service.runtime.retry import retried
+from connector_service.runtime.sizes import MetaWatch, bound
+from connector_service.sdk.method import Operation
+from connector_service.sdk.resource import is_terminal_phase
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from connector_service.config import Ledger as LedgerSettings
+    from connector_service.runtime.hooks import Hooks
+    from connector_service.runtime.ledger import Ledger
+    from connector_service.runtime.route import Route
+    from connector_service.sdk.resource import TaskCategory
+
+__all__ = ["Guarantees", "run_sync"]
+
+
+class Guarantees:
+    """The policies of one service and what they remember; ``start`` it, ``close`` it."""
+
+    def __init__(self, ledger: Ledger, settings: LedgerSettings, hooks: Hooks) -> None:
+        """Take where created jobs are remembered, and whom to tell what was done."""
+        self._hooks = hooks
+        self._ledger = ledger
+        self._metas = MetaWatch()
+        self._polls = Polls(lambda event, category: self._tell("poll", category, event))
+        self._once = CreateOnce(
+            ledger,
+            ledger_down=settings.ledger_down,
+            on_unguarded=lambda category: self._tell("unguarded_create", category),
+        )
+        self._sweeper = Sweeper(
+            ledger,
+            self._delete_orphan,
+            on_orphan=lambda category, outcome: self._tell("orphan", category, outcome),
+        )
+        self._routes: Mapping[TaskCategory, Route] = {}
+
+    async def start(self, routes: Mapping[TaskCategory, Route]) -> None:
+        """Open the ledger and begin to look after jobs.
+
+        Raises:
+            LedgerDownError: The ledger cannot be used at all.
+        """
+        self._routes = routes
+        await self._ledger.open()
+        await self._once.start()
+        await self._sweeper.start()
+
+    async def close(self, grace: float) -> None:
+        """Let creates that run end within ``grace`` seconds, and write what is known."""
+        await self._once.close(grace)
+        await self._sweeper.close()
+        await self._polls.close()
+        await self._ledger.close()
+
+    async def run(self, route: Route, call: Call) -> Any:
+        """Answer one call about a job or a task as promised."""
+        if not route.policy.guarantees:
+            return await run_sync(route, call, route.host.run)
+        if call.operation is Operation.CREATE:
+            return await self._create(route, call)
+        if call.operation is Operation.GET:
+            return await self._get(route, call)
+        if call.operation is Operation.DELETE:
+            return await self._delete(route, call)
+        if call.operation is Operation.DO:
+            return await self._do(route, call)
+        return await self._attempt(route, call)
+
+    async def stream(
+        self, route: Route, call: Call, send: Callable[[Any], Awaitable[None]]
+    ) -> None:
+        """Answer one call with many messages as promised; its length is the client's to bound."""
+        async with route.streams.entered(call.deadline):
+            await route.host.stream(call, send)
+
+    # --- one operation each --------------------------------------------------------------------
+
+    async def _create(self, route: Route, call: Call) -> bytes:
+        deadline = route.deadline(call)
+        make = functools.partial(self._make, route, call, deadline)
+        key = idempotency_key(route.category, call.message.output_prefix)
+        return await self._once.create(route.category, key, make, route.policy, deadline=deadline)
+
+    async def _make(self, route: Route, call: Call, deadline: float, key: str) -> bytes:
+        """Create one job. Its callers wait until ``deadline``; it may go on when they have gone."""
+        until = time.monotonic() + route.policy.create_limit
+        call = msgspec.structs.replace(call, idempotency_key=key, deadline=until)
+        try:
+            meta: bytes = await run_sync(
+                route, call, functools.partial(self._attempt, route, begin_by=deadline)
+            )
+        except Exception as error:
+            if settle.final_fault(error, route.permanent):
+                return settle.failed_at_create(error)
+            raise
+        self._metas.inspect(route.category, meta)
+        return meta
+
+    async def _get(self, route: Route, call: Call) -> Any:
+        async def fetch(deadline: float) -> Any:
+            return await self._enter(route, msgspec.structs.replace(call, deadline=deadline))
+
+        return await self._polls.poll(
+            msgspec.structs.replace(call, deadline=route.deadline(call)),
+            route.policy,
+            fetch,
+            functools.partial(self._delete, route, _deleting(route, call)),
+            permanent=route.permanent,
+        )
+
+    async def _delete(self, route: Route, call: Call) -> None:
+        with contextlib.suppress(GoneError):  # what is gone is deleted
+            await self._attempt(route, call)
+
+    async def _do(self, route: Route, call: Call) -> Any:
+        try:
+            return bound(_ended(await self._attempt(route, call)))
+        except Exception as error:
+            if settle.final_fault(error, route.permanent):
+                return settle.failure(call.protocol, error)
+            raise
+
+    # --- what every call passes ----------------------------------------------------------------
+
+    async def _attempt(self, route: Route, call: Call, begin_by: float | None = None) -> Any:
+        """Try within the deadline; ``begin_by`` is that of a create that may run on."""
+        if begin_by is None:
+            begin_by = route.deadline(call)
+            call = msgspec.structs.replace(call, deadline=begin_by)
+        enter = functools.partial(self._enter, route, call, begin_by)
+        if not route.policy.retry_transient:
+            return await enter()
+        return await retried(
+            enter,
+            begin_by,
+            permanent=route.permanent,
+            on_retry=lambda _error, _wait: self._tell("retry", route.category, call.operation),
+        )
+
+    async def _enter(self, route: Route, call: Call, begin_by: float | None = None) -> Any:
+        async with route.bulkhead.entered(call.deadline if begin_by is None else begin_by):
+            return await route.host.run(call)
+
+    # --- deletions of our own ------------------------------------------------------------------
+
+    async def _delete_orphan(self, category: TaskCategory, resource_meta: bytes) -> None:
+        """Delete a job that no client will delete; its task's connection is not known any more."""
+        route = self._routes.get(category)
+        if route is not None and not envelope.holds(resource_meta):
+            request = agent_pb2.DeleteTaskRequest(resource_meta=resource_meta)
+            call = Call(FlyteProtocol.FLYTE1, Operation.DELETE, category, request)
+            await self._delete(route, call)
+
+    def _tell(self, kind: str, category: TaskCategory, detail: str = "") -> None:
+        self._hooks.happened(Happening(kind, category.name, str(detail)))
+
+
+async def run_sync(route: Route, call: Call, run: Callable[[Call], Awaitable[Any]]) -> Any:
+    """Run a call, with what sync types need: a reply in a terminal phase, and creates.
+
+    Flyte 2 has no RPC for sync types, and Flyte 1 can be configured not to use it: such a create
+    does the work at once, and the result rides in the resource meta.
+    """
+    if route.is_sync and call.operation is Operation.CREATE:
+        done = await run(msgspec.structs.replace(call, operation=Operation.DO))
+        return envelope.seal(bound(_ended(done)))
+    value = await run(call)
+    return _ended(value) if call.operation is Operation.DO else value
+
+
+def _deleting(route: Route, call: Call) -> Call:
+    """Make the delete of the job that a get asks for, with the same connection."""
+    known: dict[str, Any] = {"resource_meta": call.message.resource_meta}
+    kind: Any = agent_pb2.DeleteTaskRequest
+    if call.protocol == FlyteProtocol.FLYTE2:
+        kind, known["connection"] = connector_pb2.DeleteTaskRequest, call.message.connection
+    return Call(call.protocol, Operation.DELETE, route.category, kind(**known))
+
+
+def _ended(resource: Any) -> Any:
+    """Return a sync reply in a terminal phase; any other would panic Flyte 1's client.
+
+    It caches an item without a resource meta, and each poll of that kills one of its ten workers.
+    """
+    if not is_terminal_phase(resource.phase):
+        known = resource.phase in TaskExecution.Phase.values()
+        phase = TaskExecution.Phase.Name(resource.phase) if known else resource.phase
+        resource = copy.copy(resource)  # it may be the connector's own, and answer again
+        resource.message = f"The sync connector answered {phase}, not an end. {resource.message}"
+        resource.phase = TaskExecution.RETRYABLE_FAILED
+    return resource
