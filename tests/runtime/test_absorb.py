@@ -409,6 +409,39 @@ async def test_ends_are_remembered_for_a_while() -> None:
     assert scene.fetches == 2
 
 
+async def test_an_end_is_not_remembered_longer_than_its_own_retention() -> None:
+    """Another type's longer retention, remembered earlier, does not stretch it; ends are swept."""
+    scene = Scene()
+    scene.answer = ResourceMessage(phase=SUCCEEDED)
+    short, long = scene.policy, ConnectorSection(terminal_retention=6000.0)
+    scene.policy = long
+    await scene.poll("long")
+    scene.policy = short
+    await scene.poll("short")
+    await scene.poll("short", after=600)
+    assert scene.fetches == 3
+    scene.answer = ResourceMessage(phase=RUNNING)
+    for _ in range(2):
+        await scene.poll("live", after=6000)
+    assert len(scene.polls._ends) == 0
+
+
+async def test_replies_are_kept_only_where_they_are_needed() -> None:
+    """Without min_poll_interval a running job costs its phase and message, not its reply."""
+    scene = Scene()
+    await scene.poll()
+    assert [job.reply for job, _ in scene.polls._jobs._values.values()] == [None]
+
+
+async def test_a_job_that_was_gone_already_is_no_orphan() -> None:
+    """Giving up a job whose delete says that it is gone leaves nothing behind."""
+    scene = Scene(unknown_status_grace=0.0)
+    scene.answer = TRANSIENT
+    scene.delete_raises = GoneError("No such job.")
+    assert "It was deleted" in (await scene.poll()).message
+    assert scene.events == {PollEvent.GAVE_UP: 1}
+
+
 async def test_large_ends_are_not_kept() -> None:
     """A reply over 64 KiB is asked for again; it is neither kept nor shortened."""
     scene = Scene()

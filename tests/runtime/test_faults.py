@@ -123,6 +123,10 @@ CASES: dict[str, tuple[BaseException, Fault]] = {
         ExceptionGroup("x", [TimeoutError(), errors.TransientError("x", retry_after=3)]),
         Fault.TRANSIENT,
     ),
+    "a group that says two things": (
+        ExceptionGroup("x", [TimeoutError(), errors.GoneError("x")]),
+        Fault.BUG,
+    ),
     "a mixed group": (ExceptionGroup("x", [TimeoutError(), ValueError()]), Fault.BUG),
     "value": (ValueError(), Fault.BUG),
     "not implemented": (NotImplementedError(), Fault.BUG),
