@@ -8,6 +8,8 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from connector_service import config as settings
 from connector_service.client import Client
 from connector_service.sdk.registry import Registry
@@ -16,6 +18,7 @@ from connector_service.server.server import Service, build
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from connector_service.config import ConnectorSection
     from connector_service.sdk.connector import ConnectorBase
 
 __all__ = ["Served", "serve", "serve_in_thread"]
@@ -36,10 +39,14 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serve(*connectors: ConnectorBase, **options: Any) -> AsyncIterator[Served]:
+async def serve(
+    *connectors: ConnectorBase, policy: ConnectorSection | None = None, **options: Any
+) -> AsyncIterator[Served]:
     """Serve ``connectors`` on free ports of 127.0.0.1 for as long as the block runs.
 
-    ``options`` are settings by name (``grace=1.0``). There is no drain delay unless one is given.
+    ``options`` are settings by name (``grace=1.0``), ``policy`` those of every connector
+    (``ConnectorSection(guarantees=False)`` shows each of its errors as it is). There is no drain
+    delay unless one is given.
 
     >>> async def test_my_connector():
     ...     async with serve(MyConnector()) as served, served.client() as client:
@@ -50,7 +57,11 @@ async def serve(*connectors: ConnectorBase, **options: Any) -> AsyncIterator[Ser
         registry.register(connector)
     chosen = {"port": 0, "prometheus_port": 0, "drain_delay": 0.0, "grace": 5.0, **options}
     # An empty settings file: a test never reads the one in its working directory.
-    service = build(settings.load(chosen, environ={}, file=os.devnull), registry)
+    config = settings.load(chosen, environ={}, file=os.devnull)
+    if policy is not None:
+        types = {registration.category.name for registration in registry}
+        config = msgspec.structs.replace(config, connectors=dict.fromkeys(types, policy))
+    service = build(config, registry)
     await service.startup()
     try:
         yield Served(service)
