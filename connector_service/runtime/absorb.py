@@ -13,6 +13,7 @@ the number that the client itself remembers, are kept at most.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import secrets
@@ -232,8 +233,9 @@ class Polls:
             except Exception as error:  # noqa: BLE001 - every fault is judged
                 return await self._failed(ask, error)
             return self._answered(ask, resource)
-        except Exception as error:  # noqa: BLE001 - ours; the waiters raise it
-            return error
+        except Exception:  # noqa: BLE001 - ours, or an exception that fails when looked at
+            _log.exception("a poll could not be judged", extra={"job": ask.key.hex()})
+            return self._last_known(ask.call, self._jobs.get(ask.key), "the service erred")
         finally:
             del self._asking[ask.key]
 
@@ -363,8 +365,11 @@ class Polls:
     # --- telling -------------------------------------------------------------------------------
 
     def _retryable(self, call: Call, text: str, error: Exception) -> Any:
-        code = error.code if isinstance(error, BackendError) else "StatusUnknown"
-        return settle.ended(call.protocol, TaskExecution.RETRYABLE_FAILED, text, code=str(code))
+        code = "StatusUnknown"
+        if isinstance(error, BackendError):
+            with contextlib.suppress(Exception):  # a connector's subclass may fail at its own code
+                code = str(error.code)
+        return settle.ended(call.protocol, TaskExecution.RETRYABLE_FAILED, text, code=code)
 
     def _last_known(self, call: Call, job: Job | None, why: str) -> Any:
         job = job or Job(seen=self._clock())

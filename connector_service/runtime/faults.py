@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from connector_service.errors import (
     CallError,
+    ConnectorFault,
     ConnectorServiceError,
     DeadlineError,
     GoneError,
@@ -31,7 +32,15 @@ from connector_service.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["HTTP_CODES", "Fault", "Judgement", "backend_code", "is_unmapped_state", "judge"]
+__all__ = [
+    "HTTP_CODES",
+    "Fault",
+    "Judgement",
+    "backend_code",
+    "is_unmapped_state",
+    "judge",
+    "said",
+]
 
 
 class Fault(StrEnum):
@@ -154,8 +163,7 @@ def judge(
     """
     for kind, fault in _OURS:
         if isinstance(error, kind):
-            wish = _seconds(getattr(error, "retry_after", None))
-            return Judgement(fault, wish if fault is Fault.TRANSIENT else None)
+            return Judgement(fault, _own_wish(error) if fault is Fault.TRANSIENT else None)
     if permanent and isinstance(error, tuple(permanent)):
         return Judgement(Fault.PERMANENT)
     if isinstance(error, ConnectorServiceError):
@@ -188,7 +196,17 @@ def is_unmapped_state(error: BaseException) -> bool:
 
     The job is there and its backend answered; ours and flytekit's raise this same text.
     """
-    return isinstance(error, ValueError) and str(error).startswith("Unrecognized state")
+    with contextlib.suppress(Exception):  # as above
+        return isinstance(error, ValueError) and str(error).startswith("Unrecognized state")
+    return False
+
+
+def said(error: BaseException) -> str | None:
+    """Return the text of ``error`` that was written for the caller to read, if there is one."""
+    if isinstance(error, ConnectorServiceError) and not isinstance(error, ConnectorFault):
+        with contextlib.suppress(Exception):  # a connector's subclass may fail at its own text
+            return error.public
+    return None
 
 
 def _judge_group(
@@ -263,7 +281,7 @@ def _http_status(error: BaseException) -> int | None:
 
 
 def _wish(error: BaseException, wall: Callable[[], float]) -> float | None:
-    own = _seconds(getattr(error, "retry_after", None))
+    own = _own_wish(error)
     if own is not None:
         return own
     response = getattr(error, "response", None)
@@ -275,6 +293,12 @@ def _wish(error: BaseException, wall: Callable[[], float]) -> float | None:
         value = headers.get(name) if hasattr(headers, "get") else None
         if value is not None:
             return _seconds(value, wall)
+    return None
+
+
+def _own_wish(error: BaseException) -> float | None:
+    with contextlib.suppress(Exception):  # as above
+        return _seconds(getattr(error, "retry_after", None))
     return None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from flyteidl.core.execution_pb2 import TaskExecution
 
-from connector_service.errors import BackendError, CallError
+from connector_service.runtime.faults import said
 from connector_service.runtime.sizes import elide
 from connector_service.sdk.secrets import redact
 
@@ -67,21 +67,19 @@ def say_unknown(job: Job, why: str, now: float, wall: Callable[[], float]) -> st
         return then.strftime("%Y-%m-%dT%H:%M:%SZ")
 
     since = job.trouble.since if job.trouble else job.known_at
-    said = f"Status unknown since {at(now if since is None else since)}: {why}."
+    unknown = f"Status unknown since {at(now if since is None else since)}: {why}."
     if job.known_at is None:
-        return said
+        return unknown
     phase = TaskExecution.Phase.Name(job.phase)
-    last = f"{said} Last known at {at(job.known_at)}: {phase}"
+    last = f"{unknown} Last known at {at(job.known_at)}: {phase}"
     return f"{last}, {job.message}" if job.message else f"{last}."
 
 
 def say_why(error: BaseException, incident: str = "") -> str:
     """Say what happened in words that the caller may read, without a full stop."""
-    if isinstance(error, BackendError | CallError):
-        try:
-            return elide(redact(error.public).rstrip(". "), LONGEST_TEXT)
-        except Exception:  # noqa: BLE001 - a connector's subclass may fail at its own text
-            return type(error).__name__
+    text = said(error)
+    if text is not None:
+        return elide(redact(text).rstrip(". "), LONGEST_TEXT)
     suffix = f" (incident {incident})" if incident else ""
     return f"the connector's get failed with {type(error).__name__}{suffix}"
 

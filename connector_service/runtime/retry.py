@@ -18,8 +18,8 @@ import random
 import time
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from connector_service.errors import BackendError, CallError, UnavailableError
-from connector_service.runtime.faults import Fault, judge
+from connector_service.errors import CallError, UnavailableError
+from connector_service.runtime.faults import Fault, judge, said
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -99,9 +99,7 @@ def _exhausted(
     error: Exception, tries: int, seconds: float, retry_after: float | None
 ) -> UnavailableError:
     # Only text that was written to be read goes to the caller.
-    said = error.public if isinstance(error, BackendError) else type(error).__name__
-    if tries == 1:
-        text = said if isinstance(error, BackendError) else f"The backend failed with {said}."
-    else:
-        text = f"{said.rstrip('.')} ({tries} tries in {seconds:.1f} s)."
+    text = said(error) or f"The backend failed with {type(error).__name__}."
+    if tries > 1:
+        text = f"{text.rstrip('.')} ({tries} tries in {seconds:.1f} s)."
     return UnavailableError(text, retry_after=retry_after)

@@ -8,7 +8,6 @@ clients see RESOURCE_EXHAUSTED whatever the code was: the 16 KiB limit on metada
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ import grpc.aio
 from connector_service.errors import (
     ConnectorFault,
     ConnectorNotFoundError,
-    ConnectorServiceError,
     DeadlineError,
     GoneError,
     InvalidInputError,
@@ -77,7 +75,7 @@ def classify(error: BaseException, call: Call) -> Status:
     if isinstance(error, asyncio.CancelledError):
         return Status(grpc.StatusCode.CANCELLED.name, "The caller left.")
     code = _code(error)
-    said = _said(error)
+    said = faults.said(error)
     if said is not None:
         incident = secrets.token_hex(4) if code is grpc.StatusCode.INTERNAL else ""
         text = said + (f" (incident {incident})" if incident else "")
@@ -125,14 +123,6 @@ def _code(error: BaseException) -> grpc.StatusCode:
         if isinstance(error, kind):
             return code
     return grpc.StatusCode[faults.backend_code(error) or "INTERNAL"]
-
-
-def _said(error: BaseException) -> str | None:
-    """Return the text that was written to be read; None when there is none."""
-    if isinstance(error, ConnectorServiceError) and not isinstance(error, ConnectorFault):
-        with contextlib.suppress(Exception):  # a connector's subclass may fail at its own text
-            return error.public
-    return None
 
 
 def _one_line(text: str) -> str:

@@ -388,6 +388,57 @@ async def test_a_backend_that_hangs_does_not_hold_the_clients_pollers() -> None:
     assert scene.polls._waits(Call("flyteidl", Operation.GET, FAKE, None), scene.now) is None
 
 
+class UnspeakableValueError(ValueError):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+class UnspeakableError(GoneError):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    @property
+    def code(self) -> str:
+        raise RuntimeError("no")
+
+    @code.setter
+    def code(self, _value: str) -> None:
+        pass
+
+
+class UnspeakableTransientError(TransientError):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    @property
+    def retry_after(self) -> float:
+        raise RuntimeError("no")
+
+    @retry_after.setter
+    def retry_after(self, _value: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "phase"),
+    [
+        (UnspeakableValueError(), RUNNING),
+        (UnspeakableTransientError("x"), RUNNING),
+        (UnspeakableError("x"), RETRYABLE),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_an_exception_that_fails_when_looked_at_is_absorbed_too(
+    error: Exception, phase: int
+) -> None:
+    """Not even an error whose text or code raises becomes a failed poll."""
+    scene = Scene()
+    scene.answer = error
+    resource = await scene.poll()
+    assert resource.phase == phase
+    assert type(error).__name__ in resource.message
+
+
 async def test_closing_answers_who_waits() -> None:
     """A service that stops leaves no poll hanging and no task behind."""
     scene = Held()
