@@ -33,7 +33,7 @@ check: install
 
 # Needs uv; the lock is for every platform and Python that we support.
 lock:
-	uv pip compile pyproject.toml --extra duckdb --extra fsspec --extra dev --universal --python-version 3.11 --generate-hashes --no-header --upgrade --output-file requirements.lock
+	uv pip compile pyproject.toml --extra duckdb --extra fsspec --extra redis --extra dev --universal --python-version 3.11 --generate-hashes --no-header --upgrade --output-file requirements.lock
 
 protos: install
 	$(BIN)/python protos/pin.py

@@ -29,8 +29,7 @@ _log = logging.getLogger(__name__)
 
 Run = Callable[[str], Awaitable[bytes]]
 
-LEASE = 15.0  # seconds; when a replica dies, its creates can be repeated elsewhere after these
-_BEAT = LEASE / 3
+_LEASE = 15.0  # seconds; when a replica dies, its creates can be repeated elsewhere after these
 _MOST_RUNNING = 10_000
 _FIRST_POLL, _LAST_POLL = 0.05, 1.0  # seconds between two looks at a key that another holds
 _RECORD_FOR = 600.0  # seconds in which a record is tried again while the ledger is down
@@ -73,16 +72,19 @@ class CreateOnce:
         *,
         ledger_down: Literal["refuse", "continue"] = "refuse",
         on_unguarded: Callable[[TaskCategory], None] = lambda _: None,
+        lease: float = _LEASE,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Take the ledger, what to do without it, and whom to tell of a create without it.
 
+        A running create holds its key for ``lease`` seconds, renewed three times in each.
         ``clock`` is the one that deadlines are on.
         """
         self._ledger = ledger
         self._refuse = ledger_down == "refuse"
         self._on_unguarded = on_unguarded
+        self._lease = lease
         self._clock = clock
         self._sleep = sleep
         self._name = secrets.token_hex(8)
@@ -151,19 +153,20 @@ class CreateOnce:
         if not held:
             return
         try:
-            lost = await self._ledger.renew(held, LEASE)
+            lost = await self._ledger.renew(held, self._lease)
         except LedgerDownError as error:
             self._say_down(error)
             return
         for key in lost:
             one = self._running.get(key)
-            if one is not None and one.reserved:
+            # While it is recorded the key is no reservation any more, and is not lost either.
+            if one is not None and one.reserved and not one.recording:
                 one.reserved = False
                 _log.warning("create_lease_lost", extra={"key": key, "task": str(one.category)})
 
     async def _keep_renewing(self) -> None:
         while True:
-            await self._sleep(_BEAT)
+            await self._sleep(self._lease / 3)
             await self.renew()
 
     def _begin(self, category: TaskCategory, key: str, run: Run, limits: Limits) -> _Running:
@@ -237,7 +240,7 @@ class CreateOnce:
         pause = _FIRST_POLL
         while True:
             try:
-                found = await self._ledger.reserve(running.key, running.owner, LEASE)
+                found = await self._ledger.reserve(running.key, running.owner, self._lease)
             except LedgerDownError as error:
                 self._say_down(error)
                 if self._refuse:
@@ -286,6 +289,7 @@ class CreateOnce:
         limits = running.limits
         job = Job(running.category, meta, limits.create_retention, limits.orphan_grace)
         until, pause = self._clock() + _RECORD_FOR, _FIRST_POLL
+        running.recording = True
         while True:
             wanted = running.taken or not running.deserted
             try:
@@ -321,7 +325,7 @@ class CreateOnce:
         """Give callers the answer; note in the ledger whether any of them took it."""
         if stands.delivery == 0 and (running.taken or not running.deserted):
             # They joined while it was recorded as owed, or the answer was early.
-            found = await self._ledger.reserve(running.key, running.owner, LEASE)
+            found = await self._ledger.reserve(running.key, running.owner, self._lease)
             if not isinstance(found, Recorded):
                 raise _held()
             stands = found
@@ -360,6 +364,7 @@ class _Running:
         self.taken = False
         self.reserved = False
         self.creating = False
+        self.recording = False
         self.cancellable = False
         self._callers = 0
 

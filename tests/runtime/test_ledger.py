@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from runtime.ledgers import JOB, KINDS, LEASE, Bench, opened
+from runtime.redis_server import RedisServer
 
 from connector_service.runtime.ledger import Held, Job, Orphan, Recorded, Reserved
 from connector_service.runtime.ledger_memory import MemoryLedger
 
 
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
 @pytest.fixture(params=KINDS)
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    async with opened(request.param, tmp_path) as made:
+    url = request.getfixturevalue("redis").url if request.param == "redis" else ""
+    async with opened(request.param, tmp_path, url) as made:
         yield made
 
 
