@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import math
 import secrets
@@ -244,9 +245,10 @@ class Polls:
         if resource.phase not in _KNOWN:
             self._tell(PollEvent.UNMAPPED, ask.call)
             state = getattr(resource, "state", 0)
+            resource = copy.copy(resource)  # it may be the connector's own, and answer again
             resource.phase = _PHASE_OF_STATE.get(state, TaskExecution.RUNNING)
         try:
-            bound(resource)
+            resource = bound(resource)
         except AuthorError as error:
             # The job is done and its result cannot pass: another attempt would end here too.
             resource = settle.ended(

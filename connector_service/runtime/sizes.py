@@ -7,6 +7,7 @@ is stored next to everything else etcd has for the workflow, and logged.
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,9 @@ def elide(text: str, limit: int) -> str:
 
 
 def bound(resource: Any) -> Any:
-    """Cut a ``Resource`` message of either protocol to what the client can take; return it.
+    """Return a ``Resource`` message of either protocol, cut to what the client can take.
+
+    What has to be cut is cut in a copy: the message may be the connector's own.
 
     The message loses its middle; log links beyond the first 64 and those with an endless URI are
     dropped, since half a URI leads nowhere; custom info that is too large gives way to a note.
@@ -66,7 +69,9 @@ def bound(resource: Any) -> Any:
     Raises:
         AuthorError: The whole is still too large, and that is the outputs'.
     """
-    if len(resource.message) * 4 > MAX_MESSAGE:
+    if _exceeds(resource):
+        resource = copy.deepcopy(resource)
+    if _longer(resource.message, MAX_MESSAGE):
         resource.message = elide(resource.message, MAX_MESSAGE)
     if resource.log_links:
         _bound_links(resource.log_links)
@@ -87,10 +92,25 @@ def bound(resource: Any) -> Any:
     return resource
 
 
+def _exceeds(resource: Any) -> bool:
+    links = resource.log_links
+    return (
+        _longer(resource.message, MAX_MESSAGE)
+        or len(links) > _MOST_LINKS
+        or any(len(link.uri) > _LONGEST_URI or _longer(link.name, _LONGEST_NAME) for link in links)
+        or resource.custom_info.ByteSize() > _MAX_CUSTOM_INFO
+    )
+
+
+def _longer(text: str, limit: int) -> bool:
+    # Most texts are so short that nobody need count their bytes.
+    return len(text) * 4 > limit and len(text.encode("utf-8")) > limit
+
+
 def _bound_links(links: Any) -> None:
     kept = [link for link in links if len(link.uri) <= _LONGEST_URI][:_MOST_LINKS]
     for link in kept:
-        if len(link.name) * 4 > _LONGEST_NAME:
+        if _longer(link.name, _LONGEST_NAME):
             link.name = elide(link.name, _LONGEST_NAME)
     if len(kept) < len(links):
         # Copies: emptying the list below would empty what it holds.

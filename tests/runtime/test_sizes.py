@@ -44,6 +44,15 @@ def test_a_long_message_loses_its_middle(kind: Any) -> None:
 
 
 @BOTH
+def test_the_connectors_own_message_stays_as_it_is(kind: Any) -> None:
+    """A connector may answer with one message again and again: cutting is done in a copy."""
+    resource = kind(message="x" * 50_000, custom_info={"a": "x" * 70_000})
+    before = resource.SerializeToString(deterministic=True)
+    assert bound(resource) is not resource
+    assert resource.SerializeToString(deterministic=True) == before
+
+
+@BOTH
 def test_log_links_are_bounded(kind: Any) -> None:
     """The first 64 stay in order; a link whose URI is endless goes, its name is cut."""
     links: list[Any] = [{"uri": "http://" + "x" * 9000}]
