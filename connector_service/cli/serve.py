@@ -20,7 +20,7 @@ __all__ = ["serve"]
 
 
 @click.command()
-@settings_options("listen", "metrics", "plugins", "drain", "log")
+@settings_options("listen", "metrics", "plugins", "drain", "ledger", "log")
 def serve(config_file: str | None, **flags: Any) -> None:
     """Serve connectors until SIGTERM or SIGINT.
 
