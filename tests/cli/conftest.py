@@ -30,6 +30,7 @@ from connector_service import (
     to_literal_map,
 )
 from connector_service.cli.main import main
+from connector_service.errors import InvalidRequestError
 from connector_service.testing import Served, serve_in_thread
 
 
@@ -73,6 +74,8 @@ class Job(AsyncConnectorBase):
         link = TaskLog(name="dashboard", uri="http://dashboard.example/1")
         if resource_meta.mode == "gone":
             raise GoneError("The job is no more.")
+        if resource_meta.mode == "hidden":
+            raise InvalidRequestError("Nobody may look.")
         if resource_meta.mode == "fail":
             return Resource(TaskExecution.FAILED, "no such table")
         if resource_meta.mode in ("forever", "sticky"):

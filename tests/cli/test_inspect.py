@@ -65,7 +65,8 @@ def test_describe_shows_operations_and_their_arguments(cli: Cli) -> None:
     assert run.out == (
         "My Connector: async connector\n"
         "  task types: mine v0, mine v1\n"
-        "  create [coroutine](task_template, output_prefix, inputs, task_execution_metadata)\n"
+        "  create [coroutine](task_template, output_prefix, inputs, task_execution_metadata,"
+        " idempotency_key)\n"
         "  get [plain](resource_meta)\n"
         "  delete [plain](resource_meta)\n"
         "  get_logs [async generator](resource_meta, token)\n"

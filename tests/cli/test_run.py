@@ -66,9 +66,17 @@ def test_outputs_that_the_job_wrote_are_read(service: Service, here: Cli) -> Non
     [
         (("job", "fail"), 1, r"Error: [Tt]he job .*ended FAILED: no such table$"),
         (("ask", "fail"), 1, r"Error: [Tt]he job .*ended FAILED: I would rather not$"),
-        (("job", "refuse"), 1, r"Error: INVALID_ARGUMENT: The table is unknown: password=\*\*\*"),
+        (
+            ("job", "refuse"),
+            1,
+            r"Error: [Tt]he job .*ended FAILED: The table is unknown: password=\*\*\*",
+        ),
         (("job", "bug"), 1, "Error: INTERNAL: create failed for task type 'job' version 0 with"),
-        (("job", "gone"), 1, "Error: NOT_FOUND: The job is no more."),
+        (
+            ("job", "gone"),
+            1,
+            r"Error: [Tt]he job .*ended RETRYABLE_FAILED: The job is gone: The job is no more$",
+        ),
         (("jab", "ok"), 1, "Error: No connector for task type 'jab' version 0; registered: ask v0"),
         (("job:1", "ok"), 1, "Error: No connector for task type 'job' version 1; registered: ask"),
         (("job:x", "ok"), 2, "Error: --task-type job:x: the version after the colon is a number."),
@@ -140,10 +148,10 @@ def test_a_job_that_cannot_be_deleted_is_told(service: Service, start: Start) ->
 
 def test_a_job_that_is_lost_from_sight_is_deleted(service: Service, here: Cli) -> None:
     """When polling is refused nobody else would delete the job; the error stays the last line."""
-    run = here(*job(service, "gone", *FAST))
-    assert service.job.deleted == ["gone"]
+    run = here(*job(service, "hidden", *FAST))
+    assert service.job.deleted == ["hidden"]
     assert "deleted" in run.err
-    assert run.sentence == "Error: NOT_FOUND: The job is no more."
+    assert run.sentence == "Error: INVALID_ARGUMENT: Nobody may look."
 
 
 OWN = """

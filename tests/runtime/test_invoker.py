@@ -18,6 +18,7 @@ from flyteidl.core.execution_pb2 import TaskExecution
 from flyteidl.core.tasks_pb2 import TaskTemplate
 
 from connector_service import Resource, ResourceMeta, SyncConnectorBase, TaskCategory
+from connector_service.config import ConnectorSection
 from connector_service.errors import ConnectorFault, DeadlineError
 from connector_service.runtime.invoker import Invoker
 from connector_service.sdk.method import Operation
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from connector_service.client import Client
 
 META = b'{"job": "1"}'
+# Passed straight through, so that a fault itself is seen and no absorbed poll.
+BARE = ConnectorSection(guarantees=False)
 
 
 class RustPanic(BaseException):
@@ -126,7 +129,10 @@ async def call(client: Client, operation: str, task_type: str = "fake") -> Any:
 async def answers_internal(connector: Any, operation: str, raised: str) -> None:
     """Serve it: a call is INTERNAL and names what was raised; then the service still serves."""
     bystander = type("Bystander", (Local,), {})()
-    async with serve(connector, bystander) as served, served.client(timeout=10) as client:
+    async with (
+        serve(connector, bystander, policy=BARE) as served,
+        served.client(timeout=10) as client,
+    ):
         for _ in range(2):
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await call(client, operation)
@@ -165,6 +171,26 @@ def test_nothing_that_a_connector_raises_ends_the_service(
 
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         runner.run(main())
+
+
+@pytest.mark.parametrize("raised", RAISED)
+async def test_nothing_that_a_connector_raises_ends_a_guarded_service(
+    fake: Any, line: Any, raised: str
+) -> None:
+    """Under the guarantees such a poll is RUNNING, any other call INTERNAL, and all goes on."""
+    bystander = type("Bystander", (Local,), {})()
+    for operation, method in styles(RAISED[raised], line).values():
+        connector = fake(**{operation: method})
+        async with serve(connector, bystander) as served, served.client(timeout=10) as client:
+            if operation == "get":
+                resource = await call(client, operation)
+                assert resource.phase == TaskExecution.RUNNING
+                assert resource.message.startswith("Status unknown since ")
+            else:
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await call(client, operation)
+                assert refused.value.code() is grpc.StatusCode.INTERNAL
+            assert (await client.do(TaskTemplate(type="bystander"))).message == "still here"
 
 
 @dataclass

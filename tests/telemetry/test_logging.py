@@ -21,7 +21,7 @@ from connector_service import (
     TaskCategory,
     get_connector_secret,
 )
-from connector_service.config import Log
+from connector_service.config import ConnectorSection, Log
 from connector_service.errors import TransientError
 from connector_service.runtime.hooks import CallRecord
 from connector_service.telemetry.logging import JsonFormatter, LogHook, TextFormatter, configure
@@ -292,7 +292,8 @@ async def test_a_jobs_life_as_it_is_logged(caplog: pytest.LogCaptureFixture) -> 
     """Over a real port: create and delete at info, polls at debug, a bug with its traceback."""
     caplog.set_level(logging.DEBUG, CALLS)
     connector, category = Remote(), TaskCategory("remote")
-    async with serve(connector) as served, served.client() as client:
+    bare = ConnectorSection(guarantees=False)
+    async with serve(connector, policy=bare) as served, served.client() as client:
         meta = await client.create(TaskTemplate(type="remote"))
         await client.get(category, meta)
         for error in (TransientError("busy"), ValueError("password=hunter2")):
@@ -312,6 +313,33 @@ async def test_a_jobs_life_as_it_is_logged(caplog: pytest.LogCaptureFixture) -> 
     bug = text(logged[3])
     assert "in get\n" in bug
     assert "hunter2" not in bug
+
+
+async def test_an_absorbed_poll_tells_its_fault_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The caller gets OK; the log has the fault, a bug with its traceback and its incident."""
+    caplog.set_level(logging.DEBUG, CALLS)
+    connector, category = Remote(), TaskCategory("remote")
+    async with serve(connector) as served, served.client() as client:
+        meta = await client.create(TaskTemplate(type="remote"))
+        for error in (TransientError("busy"), ValueError("password=hunter2")):
+            connector.error = error
+            resource = await client.get(category, meta)
+            assert resource.phase == TaskExecution.RUNNING
+    calls: list[Any] = [one for one in caplog.records if one.name == CALLS]
+    assert [(one.levelname, one.operation, one.code) for one in calls] == [
+        ("INFO", "create", "OK"),
+        ("DEBUG", "get", "OK"),
+        ("DEBUG", "get", "OK"),
+    ]
+    transient, bug = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert (transient.levelname, fields(transient)["error"]) == ("WARNING", "busy")
+    written = text(bug)
+    assert bug.levelname == "ERROR"
+    assert "in get\n" in written
+    assert "hunter2" not in written
+    assert f"(incident {fields(bug)['incident']})" in resource.message
 
 
 # --- the process's logger ---------------------------------------------------------------------

@@ -113,7 +113,7 @@ def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
 
 
-async def call(client: Client, operation: str, task_type: str = "") -> None:
+async def call(client: Client, operation: str, task_type: str = "", meta: bytes = META) -> None:
     """Make one call; a refusal is an answer too."""
     category = TaskCategory(task_type or "remote")
     try:
@@ -123,14 +123,14 @@ async def call(client: Client, operation: str, task_type: str = "") -> None:
             case "do":
                 await client.do(TaskTemplate(type=task_type or "local"), INPUTS)
             case "get_logs":
-                async for _ in client.get_logs(category, META):
+                async for _ in client.get_logs(category, meta):
                     pass
             case "list":
                 await client.list_agents()
             case "describe":
                 await client.get_agent(task_type or "Remote")
             case _:
-                await getattr(client, operation)(category, META)
+                await getattr(client, operation)(category, meta)
     except grpc.aio.AioRpcError:
         assert task_type
 
@@ -223,7 +223,9 @@ async def test_calls_in_flight_go_up_and_back() -> None:
     connector = Remote(release)
     gauge = key("connector_service_requests_in_flight", protocol="flyteidl", operation="get")
     async with serve(connector) as served, served.client() as client:
-        calls = [asyncio.create_task(call(client, "get")) for _ in range(3)]
+        # Of three jobs: polls of one job share a call.
+        metas = [f'{{"job": "{number}"}}'.encode() for number in range(3)]
+        calls = [asyncio.create_task(call(client, "get", meta=meta)) for meta in metas]
         for _ in calls:
             assert await asyncio.to_thread(connector.entered.acquire, timeout=10)
         assert (await scrape(served))[gauge] == 3
