@@ -66,7 +66,7 @@ class Dispatcher:
         """Begin to look after jobs.
 
         Raises:
-            LedgerDownError: What was created cannot be remembered where the settings say.
+            StartupError: What is created can never be remembered where the settings say.
         """
         if self._guarantees is not None:
             await self._guarantees.start(self.routes)

@@ -25,7 +25,7 @@ from flyteidl.core.execution_pb2 import TaskExecution
 from flyteidl2.connector import connector_pb2
 
 from connector_service.codec.convert import FlyteProtocol
-from connector_service.errors import GoneError
+from connector_service.errors import AuthorError, ConnectorNotFoundError, GoneError
 from connector_service.runtime import envelope, settle
 from connector_service.runtime.absorb import Polls
 from connector_service.runtime.call import Call
@@ -74,7 +74,7 @@ class Guarantees:
         """Open the ledger and begin to look after jobs.
 
         Raises:
-            LedgerDownError: The ledger cannot be used at all.
+            StartupError: The ledger can never work as it is configured.
         """
         self._routes = routes
         await self._ledger.open()
@@ -87,6 +87,10 @@ class Guarantees:
         await self._sweeper.close()
         await self._polls.close()
         await self._ledger.close()
+
+    async def sweep(self) -> int:
+        """Delete the orphans that are due, without waiting for the next round; count them."""
+        return await self._sweeper.sweep()
 
     async def run(self, route: Route, call: Call) -> Any:
         """Answer one call about a job or a task as promised."""
@@ -150,7 +154,7 @@ class Guarantees:
 
     async def _do(self, route: Route, call: Call) -> Any:
         try:
-            return bound(_ended(await self._attempt(route, call)))
+            return _bounded(call.protocol, _ended(await self._attempt(route, call)))
         except Exception as error:
             if settle.final_fault(error, route.permanent):
                 return settle.failure(call.protocol, error)
@@ -180,12 +184,20 @@ class Guarantees:
     # --- deletions of our own ------------------------------------------------------------------
 
     async def _delete_orphan(self, category: TaskCategory, resource_meta: bytes) -> None:
-        """Delete a job that no client will delete; its task's connection is not known any more."""
+        """Delete a job that no client will delete; its task's connection is not known any more.
+
+        Raises:
+            ConnectorNotFoundError: Another replica, or a later start, may have the connector.
+        """
+        if envelope.holds(resource_meta):
+            return
         route = self._routes.get(category)
-        if route is not None and not envelope.holds(resource_meta):
-            request = agent_pb2.DeleteTaskRequest(resource_meta=resource_meta)
-            call = Call(FlyteProtocol.FLYTE1, Operation.DELETE, category, request)
-            await self._delete(route, call)
+        if route is None:
+            known = (known.listed for known in self._routes)
+            raise ConnectorNotFoundError(f"task type {category.spoken}", known)
+        request = agent_pb2.DeleteTaskRequest(resource_meta=resource_meta)
+        call = Call(FlyteProtocol.FLYTE1, Operation.DELETE, category, request)
+        await self._delete(route, call)
 
     def _tell(self, kind: str, category: TaskCategory, detail: str = "") -> None:
         self._hooks.happened(Happening(kind, category.name, str(detail)))
@@ -199,7 +211,7 @@ async def run_sync(route: Route, call: Call, run: Callable[[Call], Awaitable[Any
     """
     if route.is_sync and call.operation is Operation.CREATE:
         done = await run(msgspec.structs.replace(call, operation=Operation.DO))
-        return envelope.seal(bound(_ended(done)))
+        return envelope.seal(_bounded(call.protocol, _ended(done)))
     value = await run(call)
     return _ended(value) if call.operation is Operation.DO else value
 
@@ -225,3 +237,13 @@ def _ended(resource: Any) -> Any:
         resource.message = f"The sync connector answered {phase}, not an end. {resource.message}"
         resource.phase = TaskExecution.RETRYABLE_FAILED
     return resource
+
+
+def _bounded(protocol: str, resource: Any) -> Any:
+    """Return a sync reply that fits, or the failure that says why: another try ends here too."""
+    try:
+        return bound(resource)
+    except AuthorError as error:
+        return settle.ended(
+            protocol, TaskExecution.FAILED, str(error), code="ReplyTooLarge", origin="user"
+        )

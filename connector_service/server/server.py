@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -169,7 +170,8 @@ class Service:
         """Bind both ports and serve.
 
         Raises:
-            StartupError: A port is taken or the address is not this machine's.
+            StartupError: A port is taken, the address is not this machine's, or the ledger can
+                never work as it is configured.
         """
         listen = self.config.listen
         self._http = HttpServer(
@@ -187,6 +189,7 @@ class Service:
             await self._server.start()
         except BaseException:
             self._http.close()
+            await self._dispatcher.close(0.0)
             raise
         self.prometheus_port = self._http.port
         self._http.start()
@@ -205,10 +208,11 @@ class Service:
         self._ready = False
         if self._server is not None:
             # 1. GOAWAY to every client, new calls refused, calls in flight get `grace`.
+            over = time.monotonic() + self.config.drain.grace
             await self._server.stop(self.config.drain.grace)
             self._server = None
-            # 2. Creates whose callers have gone end and are written down.
-            await self._dispatcher.close(self.config.drain.grace)
+            # 2. Creates whose callers have gone end, in what is left of it, and are written down.
+            await self._dispatcher.close(max(0.0, over - time.monotonic()))
         # 3. Threads of plain `def` connectors get no new work.
         self._watchdog.stop()
         self._invoker.shutdown()
