@@ -8,8 +8,8 @@ import pytest
 from flyteidl.core.execution_pb2 import ExecutionError, TaskExecution
 from flyteidl.core.tasks_pb2 import TaskTemplate
 
-from connector_service import Resource, TaskCategory
-from connector_service.config import Ledger
+from connector_service import GoneError, PermanentError, Resource, TaskCategory
+from connector_service.config import ConnectorSection, Ledger
 from connector_service.hosts.inline import InlineHost
 from connector_service.runtime.dispatcher import Dispatcher
 from connector_service.runtime.guarantees import Guarantees
@@ -42,27 +42,58 @@ def invoker() -> Iterator[Invoker]:
     one.shutdown()
 
 
-@pytest.mark.parametrize("task_type", ["fake", "elsewhere"])
-async def test_an_orphan_waits_for_a_replica_that_has_its_connector(
-    fake: Any, invoker: Invoker, task_type: str
+class HttpError(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(str(status))
+        self.status_code = status
+
+
+ORPHANS: dict[str, tuple[str, Exception | None, str]] = {
+    "deleted": ("fake", None, "deleted"),
+    "gone": ("fake", GoneError("Purged."), "deleted"),
+    "no connector here": ("elsewhere", None, "retried"),
+    "backend busy": ("fake", HttpError(503), "retried"),
+    "credentials that expired": ("fake", HttpError(401), "retried"),
+    "a bug": ("fake", KeyError("x"), "failed"),
+    "refused for good": ("fake", PermanentError("Locked."), "failed"),
+}
+
+
+@pytest.mark.parametrize("retries", [True, False])
+@pytest.mark.parametrize("case", ORPHANS)
+async def test_an_orphan_stays_owed_while_its_deletion_may_succeed_later(
+    fake: Any, invoker: Invoker, case: str, retries: bool
 ) -> None:
-    """A shared ledger holds jobs of connectors that this replica lacks: they stay owed."""
-    deleted: list[str] = []
-    registry = Registry()
-    registry.register(fake(delete=lambda self, resource_meta: deleted.append(resource_meta.job)))
-    ledger, listener = MemoryLedger(), Listener()
+    """Trouble of the backend, or a connector that only other replicas have, is tried again."""
+    task_type, error, outcome = ORPHANS[case]
+    asked: list[str] = []
+
+    def delete(self: object, resource_meta: Any) -> None:
+        asked.append(resource_meta.job)
+        if error is not None:
+            raise error
+
+    registry, ledger, listener = Registry(), MemoryLedger(), Listener()
+    registry.register(fake(delete=delete))
     hooks = Hooks([listener])
     guarantees = Guarantees(ledger, Ledger(), hooks)
-    dispatcher = Dispatcher([InlineHost(registry, invoker)], classify, hooks, guarantees=guarantees)
+    policy = ConnectorSection(retry_transient=retries, delete_timeout=0.3)
+    dispatcher = Dispatcher(
+        [InlineHost(registry, invoker)],
+        classify,
+        hooks,
+        guarantees=guarantees,
+        policies={"fake": policy},
+    )
     await dispatcher.start()
     job = Job(TaskCategory(task_type), b'{"job": "1"}', 60.0, 0.0)
     await ledger.reserve("key", "gone", 60.0)
     await ledger.record("key", "gone", job, delivered=False)
-    await guarantees.sweep()
+    assert await guarantees.sweep() == 1
     await dispatcher.close(0.0)
-    outcome = "deleted" if task_type == "fake" else "retried"
-    assert listener.heard == [Happening("orphan", task_type, outcome)]
-    assert deleted == (["1"] if task_type == "fake" else [])
+    told = [happening for happening in listener.heard if happening.kind == "orphan"]
+    assert told == [Happening("orphan", task_type, outcome)]
+    assert set(asked) == ({"1"} if task_type == "fake" else set())
 
 
 async def test_a_sync_reply_that_the_client_would_drop_is_a_failure(fake: Any) -> None:
