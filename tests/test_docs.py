@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
+import msgspec
 import pytest
 
 from connector_service import config
@@ -37,10 +39,16 @@ def test_the_readme_s_connector_has_fifteen_lines_and_runs(tmp_path: Path) -> No
     assert "SUCCEEDED" in done.stderr
 
 
+def settings_in(part: int) -> dict[str, str]:
+    """Return the rows of docs/configuration.md: of the service, 0, or of one connector, 1."""
+    text = (ROOT / "docs/configuration.md").read_text()
+    section = text.split("\n## One connector's settings\n")[part]
+    return dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE))
+
+
 def test_every_setting_stands_in_the_table_with_its_default_and_meaning() -> None:
     """docs/configuration.md lists exactly the settings there are."""
-    text = (ROOT / "docs/configuration.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE))
+    rows = settings_in(0)
     expected = {}
     for field in config.fields():
         defaults = field.default if field.repeatable else (field.default,)
@@ -49,10 +57,41 @@ def test_every_setting_stands_in_the_table_with_its_default_and_meaning() -> Non
     assert rows == expected
 
 
+def test_every_setting_of_a_connector_stands_in_its_table() -> None:
+    """docs/configuration.md lists exactly the fields of ``[connectors.<task type>]``."""
+    hints = get_type_hints(config.ConnectorSection, include_extras=True)
+    expected = {}
+    for field in msgspec.structs.fields(config.ConnectorSection):
+        (meaning,) = [
+            extra.description
+            for extra in hints[field.name].__metadata__
+            if isinstance(extra, msgspec.Meta) and extra.description
+        ]
+        default = "" if field.default is msgspec.NODEFAULT else f"`{field.default}`"
+        expected[field.name] = f"{default} | {meaning}".lstrip()
+    assert settings_in(1) == expected
+
+
+def test_the_guarantees_name_every_setting_and_metric_that_is_theirs() -> None:
+    """docs/guarantees.md leaves out no setting, states true defaults, and makes up no metric."""
+    text = (ROOT / "docs/guarantees.md").read_text()
+    fields = {field.name: field for field in msgspec.structs.fields(config.ConnectorSection)}
+    named = set(re.findall(r"`(\w+)(?: = \w+)?`", text))
+    assert fields.keys() - {"options"} <= named
+    assert {field.name for field in config.fields() if field.concern == "ledger"} <= named
+    for name, number, unit in re.findall(r"`(\w+)` \((\d+)(?: (s|min|h))?\)", text):
+        seconds = int(number) * {"": 1, "s": 1, "min": 60, "h": 3600}[unit]
+        assert fields[name].default == seconds, name
+    spoken = set(re.findall(r"\*\*Metrics?\*\*: (.*)", text))
+    known = (ROOT / "docs/metrics.md").read_text()
+    for name in re.findall(r"`(\w+)`", " ".join(spoken)):
+        assert f"`connector_service_{name}`" in known or f"`{name}`" in known, name
+
+
 def test_every_metric_stands_in_the_table_with_its_labels() -> None:
     """docs/metrics.md lists exactly the metrics of our own that are scraped."""
     text = (ROOT / "docs/metrics.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|(.*?)\|", text, re.MULTILINE)
     documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, _, labels in rows}
     metrics = ServiceMetrics()
     found = {}
