@@ -47,7 +47,7 @@ class Running(Generic[T]):
         return bool(concurrent.futures.wait([self._ended], timeout).done)
 
     def stop(self) -> None:
-        """Cancel it and return at once; it may have things to do before it ends."""
+        """Cancel it, once, and return; it may have things to do before it ends."""
         self._loop.call_soon_threadsafe(self._cancel)
 
     def _start(self) -> None:
@@ -55,7 +55,7 @@ class Running(Generic[T]):
         self._task.add_done_callback(self._end)
 
     def _cancel(self) -> None:
-        if self._task is not None:
+        if self._task is not None and not self._task.cancelling():
             self._task.cancel()
 
     def _end(self, task: asyncio.Task[T]) -> None:

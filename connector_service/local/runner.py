@@ -107,6 +107,8 @@ class LocalRun:
         heard: list[tuple[int, FrameType | None]] = []
         with _listening(heard, self._hear) as previous:
             self._running = running = Running(self.drive())
+            if self._stopping:  # by another thread, since the line above began
+                running.stop()
             try:
                 outputs = running.result()
             except BaseException as error:
@@ -124,9 +126,10 @@ class LocalRun:
 
     def stop(self, *, delete: bool = True) -> None:
         """End the run soon, from any thread, and delete its job unless told not to."""
-        if not self._stopping and self._running is not None:
-            self._stopping = True
-            self._deletes = delete
+        if self._stopping:
+            return
+        self._deletes, self._stopping = delete, True
+        if self._running is not None:
             self._running.stop()
 
     def wait(self, timeout: float) -> None:
