@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import secrets
 import signal
@@ -168,9 +169,7 @@ class LocalRun:
         task = await self._prepare()
         request = task, self.job.inputs, self.job.output_prefix, self._metadata()
         if served_sync if is_sync is None else is_sync:
-            resource = await self._backend.do(*request)
-            self._display.show(resource)
-            return resource
+            return await self._do(*request)
         meta = await self._create(*request)
         self.resource_meta = meta
         try:
@@ -199,6 +198,15 @@ class LocalRun:
         if mentions(arguments, "taskTemplatePath"):
             await self._write(self._execution.task_template, task.SerializeToString())
         return task
+
+    async def _do(self, *request: Any) -> Resource:
+        try:
+            resource = await self._backend.do(*request)
+        except asyncio.CancelledError:
+            self._display.say("interrupted; there is no job to delete, the call was given up")
+            raise
+        self._display.show(resource)
+        return resource
 
     async def _create(self, task: TaskTemplate, *request: Any) -> bytes:
         creating = asyncio.ensure_future(self._backend.create(task, *request))
@@ -243,11 +251,16 @@ class LocalRun:
             async with asyncio.timeout(_LAST_WORD):
                 await asyncio.shield(deleting)
         except TimeoutError:
-            self._display.say(f"not deleted within {_LAST_WORD:g} s: the job may still run")
+            self._not_deleted(meta, f"no answer within {_LAST_WORD:g} s")
         except Exception as error:  # noqa: BLE001 - what led here is raised, this is said
-            self._display.say(f"not deleted, the job may still run: {_sentence(error)}")
+            self._not_deleted(meta, _sentence(error))
         else:
             self._display.say("the job was deleted")
+
+    def _not_deleted(self, meta: bytes, why: str) -> None:
+        known = base64.b64encode(meta).decode()
+        self._display.say(f"not deleted, the job may still run: {why}")
+        self._display.say(f"its resource meta, for `connector-service call delete`: {known}")
 
     async def _outputs(self, resource: Resource) -> LiteralMap:
         declared = self.job.template.interface.outputs.variables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime as dt
 import threading
 from dataclasses import dataclass
@@ -404,6 +405,38 @@ def test_a_connector_is_configured_once_before_its_first_call() -> None:
         task = ConnectorTask("sum", "configured", **NUMBERS)
         assert task(a=1, b=2) == task(a=1, b=2) == 3
     assert configured == [{}]
+
+
+def test_a_job_that_cannot_be_deleted_leaves_its_meta(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the deletion fails, what is printed is enough to delete the job by hand."""
+
+    class Sticky(Clumsy):
+        task_type = "sticky"
+
+        async def delete(self, resource_meta: Any) -> None:
+            raise blip()
+
+    connector = Sticky()
+    connector.failures = [ValueError("x")]
+    with pytest.raises(ConnectorFault):
+        task_class(connectors=[connector])("t", "sticky")()
+    said = capsys.readouterr().err
+    assert "not deleted, the job may still run: The backend restarts." in said
+    meta = base64.b64decode(said.split("call delete`: ")[1])
+    assert b'"prefix": "file:///' in meta
+
+
+def test_a_connector_cannot_wait_for_a_local_job_on_its_own_loop() -> None:
+    """A task called within a connector's coroutine is refused, where it would wait for ever."""
+
+    class Nested(Recorder):
+        task_type = "nested"
+
+        async def create(self, task_template: Any) -> Any:  # type: ignore[override]
+            return task_class(connectors=[Recorder()])("sum", "recorder", **NUMBERS)(a=1, b=2)
+
+    with pytest.raises(ConnectorFault, match="cannot wait for a local job: use a thread"):
+        task_class(connectors=[Nested()])("t", "nested")()
 
 
 def test_a_mixin_without_a_task_is_refused() -> None:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import pathlib
 import sys
+import threading
 import typing
 from dataclasses import dataclass
 
@@ -310,6 +311,10 @@ def outcome(case):
 if __name__ == "__main__":
     if sys.argv[1] == "endless":
         AsyncTask("endless")(a=1, b=2)
+    if sys.argv[1] == "endless on a thread":
+        thread = threading.Thread(target=lambda: AsyncTask("endless")(a=1, b=2))
+        thread.start()
+        thread.join()
     cases = CASES if sys.argv[1] == "theirs" else {**CASES, **ONLY_OURS}
     told = {
         "version": flytekit.__version__,

@@ -165,8 +165,8 @@ def test_the_progress_is_told_in_plain_lines(ours: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def endless(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    process = begin(folder, "ours", "endless")
+def endless(folder: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    process = begin(folder, "ours", request.param)
     end = time.monotonic() + 60
     while not (folder / "polled").exists():
         assert process.poll() is None, process.communicate()
@@ -180,7 +180,15 @@ def endless(folder: Path) -> Iterator[subprocess.Popen[str]]:
         (folder / name).unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("endless", "number", "code"),
+    [
+        ("endless", signal.SIGINT, 1),
+        ("endless", signal.SIGTERM, 143),
+        ("endless on a thread", signal.SIGINT, 1),
+    ],
+    indirect=["endless"],
+)
 def test_a_signal_deletes_the_job_once(
     number: signal.Signals, code: int, endless: subprocess.Popen[str], folder: Path
 ) -> None:
