@@ -113,10 +113,13 @@ class LocalRun:
             try:
                 outputs = running.result()
             except BaseException as error:
-                if not running.wait(0) and len(heard) < 2:
-                    # Something else than our signals ends this thread's wait: leave no job behind.
-                    self.stop()
-                    running.wait(2 * _LAST_WORD)
+                if not running.wait(0):
+                    if len(heard) > 1:
+                        self._display.say("not waiting any longer; the job may still run")
+                    else:
+                        # Something else than a signal ended this thread's wait: leave no job.
+                        self.stop()
+                        running.wait(2 * _LAST_WORD)
                 self._display.close()
                 if not heard:
                     raise

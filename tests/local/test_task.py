@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import datetime as dt
+import signal
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,6 +314,24 @@ def test_stop_ends_a_run_from_another_thread() -> None:
             run.run()
         thread.join()
         assert connector.calls.count("delete") == int(delete)
+
+
+def test_whatever_ends_the_wait_ends_the_job() -> None:
+    """An exception of the waiting thread, a test's time limit say, leaves no job behind."""
+    connector = Endless()
+    task = task_class(connectors=[connector])("t", "endless")
+
+    def late(_number: int, _frame: Any) -> None:
+        raise TimeoutError("too late")
+
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(TimeoutError, match="too late"):
+            task()
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert connector.calls.count("delete") == 1
 
 
 def test_the_handler_can_be_called_without_a_run() -> None:
