@@ -17,7 +17,14 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connector_service import from_literal_map, to_literal, to_literal_map
+from connector_service import (
+    Blob,
+    StructuredDataset,
+    from_literal_map,
+    to_literal,
+    to_literal_map,
+)
+from connector_service.codec import to_literal_type
 from connector_service.codec.convert import (
     MESSAGES,
     named_literals,
@@ -166,6 +173,31 @@ def test_named_literals_of_every_class() -> None:
         assert {name: reread(one, literals_pb2.Literal) for name, one in found.items()} == dict(
             literal_map.literals
         )
+
+
+def test_declared_types_may_be_of_either_protocol() -> None:
+    """A connector in Flyte 2's shape encodes by its template's own types, down to the columns."""
+    table = StructuredDataset("s3://b/t", "parquet", {"a": int, "b": list[str]})
+    values = {"table": table, "either": 3, "names": ["x"], "file": Blob("s3://b/f")}
+    kinds = {"table": StructuredDataset, "either": int | str, "names": list[str], "file": Blob}
+    first = interface_pb2.VariableMap(
+        variables={
+            name: interface_pb2.Variable(type=to_literal_type(kind)) for name, kind in kinds.items()
+        }
+    )
+    second = variables(reread(first, interface2_pb2.VariableMap))
+    encoded = to_literal_map(values, first.variables)
+    assert to_literal_map(values, second) == encoded
+    assert to_literal(3, second["either"].type) == to_literal(3, first.variables["either"].type)
+
+
+def test_what_was_decoded_from_flyte_2_encodes_again() -> None:
+    """A table's columns are Flyte 1's types whichever protocol brought it."""
+    table = StructuredDataset("s3://b/t", "parquet", {"a": int})
+    literal_map = to_literal_map({"table": table, "tables": [table]})
+    decoded = from_literal_map(reread(literal_map, common_pb2.Inputs))
+    assert decoded == from_literal_map(literal_map)
+    assert to_literal_map(decoded) == literal_map
 
 
 # --- split -------------------------------------------------------------------------------------

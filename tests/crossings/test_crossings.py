@@ -75,6 +75,7 @@ INPUTS: dict[str, tuple[Any, Any, Any]] = {
     "file": (Blob, Blob("s3://bucket/file", "csv"), ...),
     "folder": (Blob, Blob("s3://bucket/folder", multipart=True), ...),
     "frame": (StructuredDataset, StructuredDataset("s3://bucket/frame", "parquet"), ...),
+    "columns": (StructuredDataset, StructuredDataset("s3://b/c", "csv", {"n": int}), ...),
     "maybe": (int | None, None, None),
     "either": (int | str, "7", "7"),
     "nested": (dict[str, list[int | str]], {"a": [1, "b"]}, {"a": [1, "b"]}),
@@ -83,10 +84,11 @@ DECLARED = interface_pb2.VariableMap(
     variables={
         name: interface_pb2.Variable(type=to_literal_type(kind))
         for name, (kind, _, _) in INPUTS.items()
-        if name not in ("folder", "frame")  # a value says more than its type here
+        if name not in ("folder", "frame", "columns")  # a value says more than its type here
     }
 )
 SEEN = {name: sent if seen is ... else seen for name, (_, sent, seen) in INPUTS.items()}
+SEEN["columns"] = StructuredDataset("s3://b/c", "csv", {"n": to_literal_type(int)})
 LITERALS = to_literal_map({name: sent for name, (_, sent, _) in INPUTS.items()}, DECLARED.variables)
 
 
@@ -624,6 +626,8 @@ class Answer(SyncConnectorBase):
         if "error" in asked:
             raise InvalidInputError(asked["error"])
         outputs = {"text": "x" * int(asked["size"])} if "size" in asked else OUTPUTS
+        if "echo" in asked:
+            outputs = from_literal_map(inputs, task_template.interface.inputs.variables)
         return Resource(int(asked.get("phase", Phase.SUCCEEDED)), "done", outputs=outputs)
 
 
@@ -639,6 +643,15 @@ async def test_a_sync_connector_answers_either_client(flyte: Any) -> None:
     ((task_template, output_prefix, inputs, _),) = connector.calls
     assert type(task_template) is tasks_pb2.TaskTemplate
     assert (output_prefix, inputs) == ("mem://out", LITERALS)
+
+
+async def test_a_sync_connector_s_outputs_are_encoded_as_they_are_declared(flyte: Any) -> None:
+    """The template's interface steers them, whichever protocol brought the template."""
+    declared = interface_pb2.TypedInterface(inputs=DECLARED, outputs=DECLARED)
+    sent = template("answer", interface=declared, config={"echo": ""})
+    async with serve(Answer()) as served:
+        got = await flyte(served).do(sent, LITERALS)
+    assert literals_pb2.LiteralMap.FromString(got.outputs.SerializeToString()) == LITERALS
 
 
 async def test_a_sync_result_rides_in_the_meta_to_every_poll(reach: Any) -> None:
