@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import json
 import random
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from daemon import COMMAND, Daemon
 from flyte_clients import Meta, make_connector
 from flyteidl.admin import agent_pb2
 from flyteidl.core import execution_pb2, interface_pb2, literals_pb2, metrics_pb2, tasks_pb2
@@ -961,3 +964,92 @@ async def test_our_client_guesses_where_there_is_no_reflection() -> None:
     await server.stop(None)
     (sentence,) = said
     assert "does not tell which protocol it serves" in sentence
+
+
+# --- the commands ------------------------------------------------------------------------------
+
+COMMANDED = """
+from connector_service import *
+
+class Asked(AsyncConnector):
+    task_type_name = "asked"
+    metadata_type = ResourceMeta
+
+    def create(self, task_template, output_prefix, inputs, *, region="none"):
+        return ResourceMeta()
+
+    def get(self, resource_meta, *, region="none"):
+        return Resource(Phase.SUCCEEDED, message=region)
+
+    def delete(self, resource_meta):
+        pass
+
+class Shout(SyncConnectorBase):
+    def __init__(self):
+        super().__init__(task_type_name="shout")
+
+    def do(self, task_template, output_prefix, inputs):
+        return Resource(Phase.SUCCEEDED, outputs={"text": "HI"})
+
+ConnectorRegistry.register(Asked())
+ConnectorRegistry.register(Shout())
+"""
+
+
+@pytest.fixture
+def command(daemon: Any) -> Callable[..., tuple[int, str, str]]:
+    """Run the installed command against a service of its own; give code, output and errors."""
+    services: dict[tuple[str, ...], Daemon] = {}
+
+    def run(*arguments: str, serves: tuple[str, ...] = ()) -> tuple[int, str, str]:
+        if serves not in services:
+            services[serves] = daemon(COMMANDED, *(f"--protocol={name}" for name in serves))
+        endpoint = services[serves].endpoint
+        done = subprocess.run(
+            [str(COMMAND), *arguments, "--endpoint", endpoint], capture_output=True, text=True
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize("serves", [("flyteidl",), ("flyteidl2",), ()], ids=str)
+def test_the_commands_find_out_the_protocol(command: Any, serves: tuple[str, ...]) -> None:
+    """list, describe, call and run work on any service without being told what it speaks."""
+    code, listed, errors = command("list", "--json", serves=serves)
+    assert (code, errors) == (0, "")
+    kinds = {one["name"]: one["is_sync"] for one in json.loads(listed)["connectors"]}
+    told = serves != ("flyteidl2",)
+    assert (kinds["Asked"], kinds["Shout"]) == ((False, True) if told else (None, None))
+    code, described, _ = command("describe", "shout", serves=serves)
+    assert code == 0
+    assert described.startswith("Shout: sync connector" if told else "Shout: connector")
+    code, answered, errors = command("call", "do", "--task-type", "shout", serves=serves)
+    assert (code, errors) == (0, "")
+    text = json.loads(answered)["outputs"]["literals"]["text"]
+    assert text["scalar"]["primitive"]["string_value"] == "HI"
+    for task_type, outputs in (("asked", {}), ("shout", {"text": "HI"})):
+        code, printed, errors = command("run", "--task-type", task_type, serves=serves)
+        assert code == 0, errors
+        assert json.loads(printed) == outputs
+
+
+def test_a_connection_goes_with_a_call_over_flyte_2_alone(command: Any) -> None:
+    """``--connection`` is what the executor would send; Flyte 1's protocol has no place for it."""
+    connection = ("--connection", '{"configs": {"region": "eu"}}')
+    asked = ("--task-type", "asked", *connection)
+    code, made, errors = command("call", "create", *asked, "--protocol", "flyteidl2")
+    assert (code, errors) == (0, "")
+    meta = json.loads(made)["resource_meta"]
+    code, got, _ = command("call", "get", *asked, "--meta", meta, "--protocol", "flyteidl2")
+    assert (code, json.loads(got)["message"]) == (0, "eu")
+    code, _, errors = command("call", "create", *asked)
+    assert code == 1
+    assert errors.startswith("Error: Flyte 1's protocol has no connection")
+
+
+def test_a_protocol_that_is_not_served_is_said_to_be_unimplemented(command: Any) -> None:
+    """``--protocol`` is taken at its word."""
+    code, _, errors = command("call", "list", "--protocol", "flyteidl2", serves=("flyteidl",))
+    assert code == 1
+    assert errors.startswith("Error: UNIMPLEMENTED")
