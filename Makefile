@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find connector_service -name '*.py')
 
-.PHONY: demo test check lock protos image clean install
+.PHONY: demo test test-upstream check lock protos image clean install
 
 $(VENV)/.requirements: requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,20 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
+# Beside the real SDKs, each in a locked environment of its own.
+UPSTREAM := .venv-flytekit .venv-flyte
+.PRECIOUS: .venv-%/.requirements
+
+.venv-%/.requirements: tests/upstream/%.lock
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	touch $@
+
+test-upstream: install $(UPSTREAM:%=%/.requirements)
+	CONNECTOR_SERVICE_FLYTEKIT_PYTHON=$(CURDIR)/.venv-flytekit/bin/python \
+	CONNECTOR_SERVICE_FLYTE_PYTHON=$(CURDIR)/.venv-flyte/bin/python \
+	$(BIN)/python -m pytest tests/upstream
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +56,4 @@ image:
 	docker build --build-arg VERSION=$$(sed -n "s/__version__ = \"\(.*\)\"/\1/p" connector_service/version.py) --build-arg REVISION=$$(git rev-parse HEAD) -t connector-service .
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(UPSTREAM) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -71,7 +71,7 @@ def make_lineitem(folder: Path) -> Path:
 
 def start_service() -> tuple[subprocess.Popen[str], str]:
     """Start the daemon on free ports and read where it is from the line it prints."""
-    command = [BIN / "connector-service", "serve", "--port=0", "--prometheus-port=0"]
+    command = [str(BIN / "connector-service"), "serve", "--port=0", "--prometheus-port=0"]
     options = ["--drain-delay=0", "--log-level=error"]
     service = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
     assert service.stdout is not None
@@ -103,9 +103,10 @@ def template() -> TaskTemplate:
 
 def show(uri: str) -> None:
     """Print the Parquet file that the job wrote."""
-    result = duckdb.sql(f"from read_parquet('{uri.removeprefix('file://')}')")
+    path = uri.removeprefix("file://")
+    result = duckdb.connect().execute(f"from read_parquet('{path}')")
     table = Table(title="TPC-H query 1, scale factor 0.1")
-    for name in result.columns:
+    for name, *_ in result.description or ():
         table.add_column(name, justify="right")
     for row in result.fetchall():
         table.add_row(*(f"{cell:,}" if isinstance(cell, int | float) else cell for cell in row))

@@ -38,6 +38,7 @@ M = TypeVar("M", bound=Message)
 # How protobuf writes a field, by the last three bits of its tag; fixed ones by their length.
 _VARINT, _BYTES = 0, 2
 _FIXED = {1: 8, 5: 4}
+_DEEPER = {3: 1, 4: -1}  # a group begins, and ends
 
 
 class FlyteProtocol(StrEnum):
@@ -118,7 +119,7 @@ def split(data: bytes, number: int) -> tuple[bytes | memoryview, bytes | memoryv
     """
     view = memoryview(data)
     rest, parts = [], []
-    position = 0
+    position = depth = 0
     try:
         while position < len(view):
             start = position
@@ -129,8 +130,9 @@ def split(data: bytes, number: int) -> tuple[bytes | memoryview, bytes | memoryv
                 _, position = _varint(view, position)
             elif kind == _BYTES:
                 length, position = _varint(view, position)
+            depth += _DEEPER.get(kind, 0)
             end = position + length
-            if kind == _BYTES and tag >> 3 == number:
+            if kind == _BYTES and tag >> 3 == number and not depth:
                 parts.append(view[position:end])
             else:
                 rest.append(view[start:end])
@@ -171,3 +173,5 @@ def _varint(view: memoryview, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
+        if shift > 63:
+            raise IndexError(position)

@@ -14,6 +14,7 @@ from flyteidl.core import literals_pb2 as pb
 from flyteidl.core import types_pb2
 
 from connector_service.codec.conform import conform, plain_struct
+from connector_service.codec.convert import reread
 from connector_service.codec.flatten import unpack
 from connector_service.codec.literal_types import describe, schema_title
 from connector_service.codec.values import (
@@ -206,7 +207,8 @@ def _decode_blob(literal: pb.Literal, declared: types_pb2.LiteralType | None) ->
 def _decode_structured_dataset(literal: pb.Literal, declared: types_pb2.LiteralType | None) -> Any:
     table = literal.scalar.structured_dataset
     kind = table.metadata.structured_dataset_type
-    columns = {column.name: column.literal_type for column in kind.columns}
+    # Flyte 1's types whatever the literal is, for the value may be encoded again.
+    columns = {one.name: reread(one.literal_type, types_pb2.LiteralType) for one in kind.columns}
     value = StructuredDataset(table.uri, kind.format, columns)
     return value if declared is None else conform(value, declared)
 

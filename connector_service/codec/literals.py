@@ -4,7 +4,8 @@ A declared type (a ``LiteralType``, or the ``Variable`` map of a template's inte
 ways and is best always given. Nothing here does I/O, and nothing is ever pickled or unpickled.
 
 Messages pass through: a literal of either protocol, or a flytekit model with ``to_flyte_idl``,
-given as a value or inside a container, is used as it is.
+given as a value or inside a container, is used as it is. Declared types may be of either protocol;
+literals that are made here are Flyte 1's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from flyteidl.core import interface_pb2, literals_pb2, types_pb2
 from google.protobuf.message import Message
 
 from connector_service.codec.build import build
-from connector_service.codec.convert import named_literals
+from connector_service.codec.convert import named_literals, reread
 from connector_service.codec.decode import decode
 from connector_service.codec.encode import DEEPEST_MESSAGES, encode
 from connector_service.codec.literal_types import to_literal_type
@@ -43,7 +44,7 @@ def to_literal(
             ``path`` and never holds the value.
     """
     try:
-        return encode(value, literal_type, DEEPEST_MESSAGES)
+        return encode(value, _flyte1(literal_type), DEEPEST_MESSAGES)
     except Trouble as trouble:
         raise trouble.error(path) from None
     except RecursionError:
@@ -78,7 +79,7 @@ def to_literal_map(
         for name, value in values.items():
             key = _name(name)
             variable = None if variables is None else variables.get(key)
-            declared = None if variable is None else variable.type
+            declared = None if variable is None else _flyte1(variable.type)
             literals[key].CopyFrom(encode(value, declared, DEEPEST_MESSAGES))
     except Trouble as trouble:
         raise trouble.under(name).error(path) from None
@@ -172,6 +173,11 @@ def from_literal_map(
     except RecursionError:
         raise Trouble(_TOO_DEEP).under(name).error(path) from None
     return values
+
+
+def _flyte1(literal_type: Any) -> types_pb2.LiteralType | None:
+    """Return a declared type of either protocol as Flyte 1's: the literals made here hold it."""
+    return None if literal_type is None else reread(literal_type, types_pb2.LiteralType)
 
 
 def _name(name: object) -> str:

@@ -53,7 +53,7 @@ _REQUESTS: dict[str, Any] = {
 
 
 class Backend(Protocol):
-    """The operations that a local job needs, in Flyte 1's messages; a context manager."""
+    """The operations that one run needs, in Flyte 1's messages; entered and left once."""
 
     async def __aenter__(self) -> Self: ...
 

@@ -20,6 +20,7 @@ __all__ = ["Running"]
 
 T = TypeVar("T")
 
+_THREAD = "connector-service-local"
 _ENDING = 2.0  # seconds that the loop's thread gets when the interpreter ends
 
 
@@ -27,9 +28,16 @@ class Running(Generic[T]):
     """A coroutine on the shared loop; any thread may wait for it or stop it."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        """Start it, with the caller's context variables."""
+        """Start it, with the caller's context variables.
+
+        Raises:
+            RuntimeError: The caller is a coroutine of the shared loop and would wait for itself.
+        """
         self._coroutine = coroutine
         self._loop = _shared_loop()
+        if threading.current_thread().name == _THREAD:
+            coroutine.close()
+            raise RuntimeError("A connector's coroutine cannot wait for a local job: use a thread.")
         self._task: asyncio.Task[T] | None = None
         self._ended: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._loop.call_soon_threadsafe(self._start)
@@ -47,7 +55,7 @@ class Running(Generic[T]):
         return bool(concurrent.futures.wait([self._ended], timeout).done)
 
     def stop(self) -> None:
-        """Cancel it and return at once; it may have things to do before it ends."""
+        """Cancel it, once, and return; it may have things to do before it ends."""
         self._loop.call_soon_threadsafe(self._cancel)
 
     def _start(self) -> None:
@@ -55,7 +63,7 @@ class Running(Generic[T]):
         self._task.add_done_callback(self._end)
 
     def _cancel(self) -> None:
-        if self._task is not None:
+        if self._task is not None and not self._task.cancelling():
             self._task.cancel()
 
     def _end(self, task: asyncio.Task[T]) -> None:
@@ -76,9 +84,7 @@ def _shared_loop() -> asyncio.AbstractEventLoop:
         loop = _loops.get(os.getpid())
         if loop is None:
             loop = asyncio.new_event_loop()
-            thread = threading.Thread(
-                target=_serve, args=(loop,), name="connector-service-local", daemon=True
-            )
+            thread = threading.Thread(target=_serve, args=(loop,), name=_THREAD, daemon=True)
             thread.start()
             atexit.register(_finish, loop, thread)
             _loops[os.getpid()] = loop

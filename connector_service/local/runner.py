@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import secrets
 import signal
@@ -107,13 +108,18 @@ class LocalRun:
         heard: list[tuple[int, FrameType | None]] = []
         with _listening(heard, self._hear) as previous:
             self._running = running = Running(self.drive())
+            if self._stopping:  # by another thread, since the line above began
+                running.stop()
             try:
                 outputs = running.result()
             except BaseException as error:
-                if not running.wait(0) and len(heard) < 2:
-                    # Something else than our signals ends this thread's wait: leave no job behind.
-                    self.stop()
-                    running.wait(2 * _LAST_WORD)
+                if not running.wait(0):
+                    if len(heard) > 1:
+                        self._display.say("not waiting any longer; the job may still run")
+                    else:
+                        # Something else than a signal ended this thread's wait: leave no job.
+                        self.stop()
+                        running.wait(2 * _LAST_WORD)
                 self._display.close()
                 if not heard:
                     raise
@@ -124,9 +130,10 @@ class LocalRun:
 
     def stop(self, *, delete: bool = True) -> None:
         """End the run soon, from any thread, and delete its job unless told not to."""
-        if not self._stopping and self._running is not None:
-            self._stopping = True
-            self._deletes = delete
+        if self._stopping:
+            return
+        self._deletes, self._stopping = delete, True
+        if self._running is not None:
             self._running.stop()
 
     def wait(self, timeout: float) -> None:
@@ -165,9 +172,7 @@ class LocalRun:
         task = await self._prepare()
         request = task, self.job.inputs, self.job.output_prefix, self._metadata()
         if served_sync if is_sync is None else is_sync:
-            resource = await self._backend.do(*request)
-            self._display.show(resource)
-            return resource
+            return await self._do(*request)
         meta = await self._create(*request)
         self.resource_meta = meta
         try:
@@ -196,6 +201,15 @@ class LocalRun:
         if mentions(arguments, "taskTemplatePath"):
             await self._write(self._execution.task_template, task.SerializeToString())
         return task
+
+    async def _do(self, *request: Any) -> Resource:
+        try:
+            resource = await self._backend.do(*request)
+        except asyncio.CancelledError:
+            self._display.say("interrupted; there is no job to delete, the call was given up")
+            raise
+        self._display.show(resource)
+        return resource
 
     async def _create(self, task: TaskTemplate, *request: Any) -> bytes:
         creating = asyncio.ensure_future(self._backend.create(task, *request))
@@ -240,11 +254,16 @@ class LocalRun:
             async with asyncio.timeout(_LAST_WORD):
                 await asyncio.shield(deleting)
         except TimeoutError:
-            self._display.say(f"not deleted within {_LAST_WORD:g} s: the job may still run")
+            self._not_deleted(meta, f"no answer within {_LAST_WORD:g} s")
         except Exception as error:  # noqa: BLE001 - what led here is raised, this is said
-            self._display.say(f"not deleted, the job may still run: {_sentence(error)}")
+            self._not_deleted(meta, _sentence(error))
         else:
             self._display.say("the job was deleted")
+
+    def _not_deleted(self, meta: bytes, why: str) -> None:
+        known = base64.b64encode(meta).decode()
+        self._display.say(f"not deleted, the job may still run: {why}")
+        self._display.say(f"its resource meta, for `connector-service call delete`: {known}")
 
     async def _outputs(self, resource: Resource) -> LiteralMap:
         declared = self.job.template.interface.outputs.variables

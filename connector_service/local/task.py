@@ -67,8 +67,11 @@ class ConnectorTask:
 
         Raises:
             CodecError: A type has no literal form.
-            AuthorError: ``custom`` is not JSON, or an output's name is no Python name.
+            AuthorError: There are both ``sql`` and a container, of which Flyte has room for one;
+                ``custom`` is not JSON, or an output's name is no Python name.
         """
+        if sql is not None and container is not None:
+            raise AuthorError(f"{name}: a task has sql or a container, not both.")
         self.name = name
         self.inputs = dict(inputs or {})
         self.outputs = dict(outputs or {})
