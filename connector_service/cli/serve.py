@@ -18,6 +18,8 @@ from connector_service.version import __version__
 
 __all__ = ["serve"]
 
+_log = logging.getLogger(__name__)
+
 
 @click.command()
 @settings_options("listen", "metrics", "plugins", "drain", "ledger", "log")
@@ -39,8 +41,24 @@ def serve(config_file: str | None, **flags: Any) -> None:
 
 
 def _serve(service: Service) -> None:
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(service.run(announce=_announce))
+    loop = _new_loop()
+    asyncio.set_event_loop(loop)
+    serving = loop.create_task(service.run(announce=_announce), name="serve")
+    try:
+        while not serving.done():
+            try:
+                loop.run_until_complete(serving)
+            except (SystemExit, KeyboardInterrupt) as error:
+                if serving.done():
+                    raise
+                # A task that a connector spawned and nobody awaits: asyncio stops the whole loop
+                # for these two. Nothing else was touched, so the loop goes on where it was.
+                _log.exception(
+                    "a connector's own task would have ended the service",
+                    extra={"raised": type(error).__name__},
+                )
+    finally:
+        loop.close()
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

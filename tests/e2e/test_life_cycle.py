@@ -47,6 +47,19 @@ class Stuck(SyncConnectorBase):
         while True:
             time.sleep(1)
 
+class Spawner(SyncConnectorBase):
+    def __init__(self):
+        super().__init__(task_type_name="spawner")
+
+    async def do(self, output_prefix):
+        async def leave():
+            raise (SystemExit if "exit" in output_prefix else KeyboardInterrupt)(3)
+
+        self.task = asyncio.create_task(leave())
+        await asyncio.sleep(0.01)
+        return Resource(Phase.SUCCEEDED, message="spawned")
+
+ConnectorRegistry.register(Spawner())
 ConnectorRegistry.register(Gate())
 ConnectorRegistry.register(Stuck())
 """
@@ -236,3 +249,21 @@ def test_a_hundred_probes_at_once_are_all_answered(serve: Serve) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+@pytest.mark.parametrize("raised", ["exit", "interrupt"])
+def test_a_task_that_a_connector_spawned_does_not_end_the_service(
+    serve: Serve, modules: Path, tmp_path: Path, raised: str
+) -> None:
+    """SystemExit from a connector's own task stops asyncio's loop; the service goes on with it."""
+    daemon = serve("--module=gate", modules=modules)
+    call = folder(tmp_path, "call")
+    with ThreadPoolExecutor(8) as pool:
+        waiting = pool.submit(execute, daemon, "gate", call)
+        eventually((call / "entered").exists, "a call in flight")
+        assert execute(daemon, "spawner", folder(tmp_path, raised)).message == "spawned"
+        assert daemon.health() == "SERVING"
+        (call / "open").touch()
+        assert waiting.result().message == "through"
+    assert daemon.kill(signal.SIGTERM) == 0
+    assert "would have ended the service" in daemon.log
