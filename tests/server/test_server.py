@@ -68,12 +68,12 @@ async def test_a_start_that_fails_lets_go_of_its_ledger(tmp_path: Path) -> None:
 async def test_a_create_without_a_caller_gets_what_is_left_of_the_grace() -> None:
     """Shutting down takes one ``grace``, not one for calls and another for creates."""
     connector = Slow()
-    async with serve(connector, grace=1.0) as served, served.client(timeout=30) as client:
+    async with serve(connector, grace=2.0) as served, served.client(timeout=30) as client:
         template = TaskTemplate(type="slow")
         creating = asyncio.create_task(client.create(template, output_prefix="mem://out"))
         await connector.entered.wait()
         started = time.monotonic()
         await served.service.shutdown()
-        assert 0.9 < time.monotonic() - started < 1.9
+        assert 1.9 < time.monotonic() - started < 3.5
         with pytest.raises(grpc.aio.AioRpcError):
             await creating
