@@ -10,9 +10,11 @@ import datetime as dt
 import itertools
 import json
 import random
+import re
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -42,6 +44,7 @@ from connector_service import (
 )
 from connector_service.cli.options import message_json
 from connector_service.codec import to_literal_type
+from connector_service.config import ConnectorSection
 from connector_service.errors import InvalidInputError
 from connector_service.hosts import crossing
 from connector_service.runtime import envelope
@@ -49,6 +52,8 @@ from connector_service.sdk import resource as sdk_resource
 from connector_service.testing import serve
 
 META = b'{"job": "1"}'
+# Each create reaches the connector, though all have one output prefix; errors are statuses.
+BARE = ConnectorSection(guarantees=False)
 
 
 @dataclass
@@ -152,6 +157,7 @@ async def test_create_brings_everything_in_the_shape_s_own_messages(
         ]
     else:
         assert seen["inputs"] == from_literal_map(LITERALS)
+    assert re.fullmatch(r"[0-9a-f]{32}", seen.pop("idempotency_key"))
     assert set(seen) == {"task_template", "output_prefix", "inputs", "task_execution_metadata"}
 
 
@@ -196,7 +202,7 @@ async def test_the_order_of_inputs_changes_nothing(crossed: Any, reach: Any) -> 
     orders = [list(order) for order in itertools.permutations(names[:4])]
     chosen = random.Random(2)
     orders += [chosen.sample(names, len(names)) for _ in range(40)]
-    async with serve(crossed(create=create)) as served:
+    async with serve(crossed(create=create), policy=BARE) as served:
         flyte = reach("flyteidl2", served.endpoint)
         for order in orders:
             inputs = common_pb2.Inputs(
@@ -227,7 +233,7 @@ async def test_a_wrong_value_is_a_sentence_with_its_path(flyte: Any) -> None:
     sent = template(interface=interface_pb2.TypedInterface(inputs=declared))
     wrong = to_literal_map({"rows": [1, 2, "x"]})
     connector = make_connector("connector", create=lambda self, task_template, inputs: Meta("1"))
-    async with serve(connector) as served:
+    async with serve(connector, policy=BARE) as served:
         code, details = await refusal(flyte(served).create(sent, wrong))
     assert code is StatusCode.INVALID_ARGUMENT
     assert details.startswith("inputs.rows[2]: ")
@@ -490,6 +496,7 @@ async def test_a_connection_arrives_as_keywords_and_a_secret_wins(crossed: Any, 
     """Create, get and delete of either shape take any key; a secret beats a config of its name."""
     seen: list[dict[str, str]] = []
     ours = {"task_template", "output_prefix", "inputs", "task_execution_metadata", "resource_meta"}
+    ours.add("idempotency_key")
 
     def note(result: Any) -> Callable[..., Any]:
         def method(self: Any, **kwargs: Any) -> Any:
@@ -517,7 +524,7 @@ async def test_a_method_gets_only_the_keys_it_can_take(crossed: Any, reach: Any)
         seen.append((region, zone))
         return Meta("1")
 
-    async with serve(crossed(create=create)) as served:
+    async with serve(crossed(create=create), policy=BARE) as served:
         flyte = reach("flyteidl2", served.endpoint)
         await flyte.create(template(), connection=CONNECTION)
         assert (await flyte.get(META, connection=CONNECTION)).phase == Phase.SUCCEEDED
@@ -597,16 +604,26 @@ ConnectorRegistry.register(Leaky())
 """
 
 
-async def test_a_secret_of_a_connection_is_masked_in_the_log_and_in_statuses(
-    daemon: Any, reach: Any
+@pytest.mark.parametrize("guarantees", [True, False])
+async def test_a_secret_of_a_connection_is_masked_wherever_it_is_said(
+    daemon: Any, reach: Any, tmp_path: Path, guarantees: bool
 ) -> None:
-    """What came as a secret leaves neither in a status nor in a line of the log."""
+    """What came as a secret leaves in no status, no failed job and no line of the log."""
     secret = "correct-horse-battery"
+    settings = f"[connectors.leaky]\nguarantees = {str(guarantees).lower()}\n"
+    (tmp_path / "connector-service.toml").write_text(settings)
     service = daemon(LEAKY)
     flyte = reach("flyteidl2", service.endpoint)
     connection = Connection(secrets={"passphrase_of_the_day": secret})
-    code, details = await refusal(flyte.create(template("leaky"), connection=connection))
-    assert (code, details) == (StatusCode.FAILED_PRECONDITION, "refused: *** is no good")
+    creating = flyte.create(template("leaky"), connection=connection)
+    if guarantees:
+        meta = await creating
+        got = await flyte.get(meta, "leaky")
+        assert (got.phase, got.message) == (Phase.FAILED, "refused: *** is no good")
+        assert secret.encode() not in meta
+    else:
+        code, details = await refusal(creating)
+        assert (code, details) == (StatusCode.FAILED_PRECONDITION, "refused: *** is no good")
     service.kill()
     assert "opening with ***" in service.log
     assert secret not in service.log
@@ -662,7 +679,9 @@ async def test_a_sync_result_rides_in_the_meta_to_every_poll(reach: Any) -> None
     connector = Answer()
     async with serve(connector) as served:
         metas = [
-            await reach(protocol, served.endpoint).create(template("answer"))
+            await reach(protocol, served.endpoint).create(
+                template("answer"), prefix=f"mem://{protocol}"
+            )
             for protocol in ("flyteidl", "flyteidl2")
         ]
         for meta, protocol in itertools.product(metas, ("flyteidl", "flyteidl2")):
@@ -682,7 +701,7 @@ async def test_a_sync_result_rides_in_the_meta_to_every_poll(reach: Any) -> None
 
 async def test_a_sync_result_that_is_too_large_fails_and_says_so(flyte: Any) -> None:
     """The meta lives in etcd: a result it cannot hold is a failure with the way out."""
-    async with serve(Answer()) as served:
+    async with serve(Answer(), policy=BARE) as served:
         client = flyte(served)
         most = template("answer", config={"size": str(envelope.LARGEST - 100)})
         assert (await client.get(await client.create(most), "answer")).phase == Phase.SUCCEEDED
@@ -716,9 +735,16 @@ async def test_a_sync_reply_that_is_no_end_becomes_retryable(flyte: Any, phase: 
     assert got.message.startswith(f"The sync connector answered {Phase.Name(phase)}")
 
 
-async def test_a_sync_connector_s_refusal_is_a_status_at_create(flyte: Any) -> None:
-    """An error of ``do`` is told where it runs."""
+async def test_a_sync_connector_s_refusal_is_a_job_that_failed(flyte: Any) -> None:
+    """What ``do`` calls the user's fault is phase FAILED with its text, for either client."""
     async with serve(Answer()) as served:
+        got = await flyte(served).do(template("answer", config={"error": "no such model"}))
+    assert (got.phase, got.message) == (Phase.FAILED, "no such model")
+
+
+async def test_a_sync_connector_s_refusal_is_a_status_without_the_guarantees(flyte: Any) -> None:
+    """Passed straight through, an error of ``do`` is told where it runs."""
+    async with serve(Answer(), policy=BARE) as served:
         code, details = await refusal(
             flyte(served).do(template("answer", config={"error": "no such model"}))
         )
