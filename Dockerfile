@@ -17,7 +17,7 @@ RUN /build/bin/pip install --quiet --no-index --find-links=/wheels hatchling \
  && /build/bin/pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir=/wheels . \
  && python3 -m venv --without-pip /opt/connector-service \
  && /build/bin/pip --python /opt/connector-service/bin/python3 install --quiet --no-index \
-      --find-links=/wheels "connector-service[duckdb]"
+      --find-links=/wheels "connector-service[duckdb,redis]"
 
 FROM python:3.11-slim-bookworm
 ARG VERSION=0.0.0

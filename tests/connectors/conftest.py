@@ -89,12 +89,14 @@ class Bench:
         inputs: Mapping[str, Any] | None = None,
         outputs: Mapping[str, types_pb2.LiteralType] | None = None,
         prefix: str | None = None,
+        **more: Any,
     ) -> DuckdbMeta:
         meta: DuckdbMeta = self.connector.create(
             template(sql, outputs),
             self.prefix if prefix is None else prefix,
             to_literal_map(inputs or {}),
             None,
+            **more,
         )
         self.metas.append(meta)
         return meta

@@ -362,3 +362,11 @@ def test_a_state_folder_that_turns_unsafe_is_refused(bench: Any) -> None:
             tasks_pb2.TaskTemplate(sql=tasks_pb2.Sql(statement="SELECT 1")), "", None, None
         )
     bench.state.unlink()
+
+
+def test_a_key_names_the_job_and_a_new_key_a_new_one(bench: Any) -> None:
+    """The service's key decides which job a repeat finds; an orphan's successor has a new one."""
+    first, again, other = (
+        bench.create("select 1 as n", idempotency_key=key) for key in ("k", "k", "k-1")
+    )
+    assert first == again != other

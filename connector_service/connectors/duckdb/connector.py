@@ -86,15 +86,16 @@ class DuckdbConnector(AsyncConnectorBase):
         output_prefix: str,
         inputs: LiteralMap | None = None,
         task_execution_metadata: Any = None,
+        idempotency_key: str = "",
         **_kwargs: Any,
     ) -> DuckdbMeta:
-        """Start the SQL in a process of its own; the same ``output_prefix`` finds the same job.
+        """Start the SQL in a process of its own; the same key or prefix finds the same job.
 
         Raises:
             InvalidInputError: The template, an input or the output prefix is wrong.
             TransientError: The process could not be started.
         """
-        job_id = _job_id(task_template, output_prefix)
+        job_id = _job_id(task_template, output_prefix, idempotency_key)
         spec = _spec(task_template, output_prefix, inputs, job_id, self._jobs.options)
         self._jobs.start(spec)
         return DuckdbMeta(job_id)
@@ -189,11 +190,14 @@ class DuckdbConnector(AsyncConnectorBase):
         return self._jobs.folder(meta.job_id)
 
 
-def _job_id(template: TaskTemplate, output_prefix: str) -> str:
+def _job_id(template: TaskTemplate, output_prefix: str, idempotency_key: str) -> str:
+    """Name the job; without a key of the service's, as where guarantees are off, by its prefix."""
     if not output_prefix:
         return secrets.token_hex(16)
     name = template.id
-    key = "\0".join((output_prefix, name.project, name.domain, name.name, name.version))
+    key = idempotency_key or "\0".join(
+        (output_prefix, name.project, name.domain, name.name, name.version)
+    )
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
