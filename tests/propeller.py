@@ -86,8 +86,15 @@ class Task:
 class Propeller:
     """One client of one service; ``flyte`` is 1 or 2."""
 
-    def __init__(self, endpoint: str, *, flyte: int = 1, timeout: float | None = 10.0) -> None:
-        """Take where the service is and the client's time limit for every call."""
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        flyte: int = 1,
+        timeout: float | None = 10.0,
+        options: Sequence[tuple[str, Any]] = (),
+    ) -> None:
+        """Take where the service is, the time limit for every call, and more channel options."""
         self.flyte = flyte
         self.workers = WORKERS
         self.failed_calls = 0
@@ -97,6 +104,7 @@ class Propeller:
             options=(
                 ("grpc.enable_http_proxy", 0),
                 ("grpc.max_receive_message_length", RECEIVE_LIMIT),
+                *options,
             ),
         )
         self._messages: Any = agent_pb2 if flyte == 1 else connector_pb2
