@@ -19,7 +19,11 @@ from flyteidl.admin import agent_pb2
 from flyteidl.core.tasks_pb2 import TaskTemplate
 from flyteidl.service.agent_pb2_grpc import AsyncAgentServiceStub
 
-from connector_service.runtime.ledger import State
+from connector_service import TaskCategory, config
+from connector_service.runtime.guarantees import Guarantees
+from connector_service.runtime.hooks import Happening, Hook, Hooks
+from connector_service.runtime.ledger import Job, Reserved, State
+from connector_service.runtime.ledger_memory import MemoryLedger
 
 PATIENCE = 30.0
 LATENCY = 1.0  # seconds between the job's beginning and the backend's answer
@@ -212,6 +216,28 @@ async def test_a_kill_in_mid_create_leaves_the_job_to_the_repeat(tmp_path: Path)
         (job,) = await at.backend.jobs()
         assert job["id"].encode() in await at.create()
         assert await at.jobs() == ["RUNNING"]
+
+
+class Listener(Hook):
+    """Keeps what the guarantees tell."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+
+    def happened(self, happening: Happening) -> None:
+        self.told.append((happening.kind, happening.detail))
+
+
+async def test_a_service_without_the_connector_leaves_the_orphan_to_another() -> None:
+    """It cannot delete the job, and must not say that it did: the job would run on, forgotten."""
+    listener, ledger = Listener(), MemoryLedger()
+    guarantees = Guarantees(ledger, config.Ledger(), Hooks([listener]))
+    job = Job(TaskCategory(TASK_TYPE, 0), b'{"job": "job-0"}', 3600.0, 0.0)
+    await ledger.record("key", "a", job, delivered=False)
+    assert await guarantees._sweeper.sweep() == 1
+    assert listener.told == [("orphan", "retried")]
+    # Claimed still, and so not free for a create either.
+    assert not isinstance(await ledger.reserve("key", "b", 1.0), Reserved)
 
 
 async def logged(at: Scene, event: str) -> bool:
