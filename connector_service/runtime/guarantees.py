@@ -189,15 +189,14 @@ class Guarantees:
         """Delete a job that no client will delete; its task's connection is not known any more.
 
         Raises:
-            ConnectorNotFoundError: Its connector is not offered here, for now or any more.
+            ConnectorNotFoundError: Another replica, or a later start, may have the connector.
         """
         if envelope.holds(resource_meta):
             return
         route = self._routes.get(category)
         if route is None:
-            raise ConnectorNotFoundError(
-                f"task type {category.spoken}", (known.listed for known in self._routes)
-            )
+            known = (known.listed for known in self._routes)
+            raise ConnectorNotFoundError(f"task type {category.spoken}", known)
         request = agent_pb2.DeleteTaskRequest(resource_meta=resource_meta)
         call = Call(FlyteProtocol.FLYTE1, Operation.DELETE, category, request)
         await self._delete(route, call)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from connector_service.errors import (
     ConnectorNotFoundError,
-    DeadlineError,
     GoneError,
     LedgerDownError,
+    TransientError,
     UnavailableError,
 )
-from connector_service.runtime.faults import Fault, judge
 
 if TYPE_CHECKING:
     from connector_service.runtime.ledger import Ledger, Orphan
@@ -35,18 +34,15 @@ _MOST_ATTEMPTS = 1440  # a day of claims
 
 
 def is_transient(error: Exception) -> bool:
-    """Tell whether a deletion that failed so may succeed later, or on another replica.
-
-    A backend that broke, or refuses our credentials, is waited for too: both get mended, and a
-    job that was given up runs on for ever.
-    """
-    refused_for_now = (
+    """Tell whether a deletion that failed so may succeed later, or on another replica."""
+    transient = (
+        TransientError,
         UnavailableError,
-        DeadlineError,
         ConnectorNotFoundError,  # a replica that has the connector will come by
+        ConnectionError,
+        TimeoutError,
     )
-    waited_for = (Fault.TRANSIENT, Fault.TROUBLED)
-    return isinstance(error, refused_for_now) or judge(error).fault in waited_for
+    return isinstance(error, transient)
 
 
 class Sweeper:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from faults.backend import HttpError
 from runtime.ledgers import LEASE, Bench
 
 from connector_service.config import ConnectorSection
@@ -316,8 +315,6 @@ async def test_an_orphan_is_deleted(world: World, caplog: pytest.LogCaptureFixtu
         ([TransientError("busy")], ["retried", "deleted"], [b"job-1"]),
         ([ConnectionError(), TimeoutError()], ["retried", "retried", "deleted"], [b"job-1"]),
         ([ConnectorNotFoundError("x", [])], ["retried", "deleted"], [b"job-1"]),
-        ([HttpError(503), HttpError(500)], ["retried", "retried", "deleted"], [b"job-1"]),
-        ([HttpError(401)], ["retried", "deleted"], [b"job-1"]),
         ([PermanentError("no")], ["failed"], []),
         ([ValueError("bug")], ["failed"], []),
     ],
@@ -325,7 +322,7 @@ async def test_an_orphan_is_deleted(world: World, caplog: pytest.LogCaptureFixtu
 async def test_a_deletion_that_fails(
     world: World, faults: list[Exception], outcomes: list[str], deleted: list[bytes]
 ) -> None:
-    """A backend in trouble is asked again when the claim is over, a bug is not; all are counted."""
+    """Transient faults are tried again when the claim is over, others are given up; all counted."""
     await world.ledger.record(KEY, "a", Job(CATEGORY, b"job-1", 3600.0, 0.0), delivered=False)
     world.backend.delete_faults = list(faults)
     for _ in range(5):
