@@ -202,8 +202,15 @@ class Backend:
         if self.set.honours_keys and key in self.by_key:
             return self.jobs[self.by_key[key]]
         job_id = f"job-{len(self.jobs)}"
-        ends = time.monotonic() + self.set.duration * self.random.uniform(0.5, 1.5)
-        self.jobs[job_id] = {"id": job_id, "name": name, "ends": ends, "state": "RUNNING"}
+        born = time.monotonic()  # one clock for all processes of the machine
+        ends = born + self.set.duration * self.random.uniform(0.5, 1.5)
+        self.jobs[job_id] = {
+            "id": job_id,
+            "name": name,
+            "born": born,
+            "ends": ends,
+            "state": "RUNNING",
+        }
         if key:
             self.by_key[key] = job_id
         return self.jobs[job_id]
