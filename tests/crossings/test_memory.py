@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemon import eventually
 from flyteidl.core.literals_pb2 import LiteralMap
 from flyteidl.core.tasks_pb2 import TaskTemplate
 from google.protobuf.internal import api_implementation
@@ -104,4 +105,5 @@ async def test_a_large_task_peaks_below_four_times_its_size(
         await call(TaskTemplate(type=task_type), inputs)
         growths.append((memory(pid, "VmHWM") - before) / inputs.ByteSize())
     assert max(growths) < 4, growths
-    assert memory(pid, "VmRSS") < before + inputs.ByteSize()  # and little of it is kept
+    # And little of it is kept: what grpc frees after its answer is given back a moment later.
+    eventually(lambda: memory(pid, "VmRSS") < before + inputs.ByteSize(), "memory given back")

@@ -282,6 +282,10 @@ def show(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\n  {run.name}")  # noqa: T201
         print("    " + ", ".join(f"{name} {n}" for name, n in run.counts.items()))  # noqa: T201
+        lost = [task for task in run.tasks if task.end in LOSSES]
+        reasons = Counter(f"{task.code}: {task.message}" for task in lost)
+        for reason, times in reasons.most_common(3):
+            print(f"    lost, {times} times: {reason}")  # noqa: T201
 
 
 async def test_every_job_ends_once_where_the_backend_honours_the_key(
