@@ -14,7 +14,8 @@ The client is the propeller model with its rules: a task has one attempt, which 
 burns; six failed polls end it. Half of it is Flyte 1, half Flyte 2, which deletes what has ended.
 It has the service config that the project ships (``deploy/propeller.yaml``): it waits for a
 connection and sends a call that was UNAVAILABLE again, four times at most, which for a create means
-with the same output prefix. Its ten pollers are not modelled: they bound how fast it learns of an
+with the same output prefix; a try that met a kill, and kills are seconds apart here, is not counted.
+Its ten pollers are not modelled: they bound how fast it learns of an
 end, and no count below. On top of that it does what at-least-once delivery allows: some
 creates are left in the middle and asked for again, some are repeated after their answer came, and
 some tasks are aborted.
@@ -59,7 +60,8 @@ TRUE_ENDS = {End.SUCCEEDED: "SUCCEEDED", End.FAILED: "FAILED"}
 class Shipped(Propeller):
     """The client with the project's service config: it waits, and repeats what is UNAVAILABLE."""
 
-    def __init__(self, endpoint: str, *, flyte: int) -> None:
+    def __init__(self, endpoint: str, kills: Callable[[], int], *, flyte: int) -> None:
+        self._kills = kills
         super().__init__(
             endpoint,
             flyte=flyte,
@@ -78,17 +80,30 @@ class Shipped(Propeller):
 
         async def patient(request: Any, *, timeout: float) -> Any:  # noqa: ASYNC109 - gRPC's name
             until = time.monotonic() + timeout
-            for tried in range(TRIES):
+            tried = 0
+            while True:
+                kills = self._kills()
                 try:
                     left = max(0.01, until - time.monotonic())
                     return await call(request, timeout=left, wait_for_ready=True)
                 except grpc.aio.AioRpcError as error:
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE or tried == TRIES - 1:
+                    # A try that met a kill does not count: unscaled, kills are minutes apart, and
+                    # no call of 30 s lives through four of them.
+                    tried += self._kills() == kills
+                    if not _unavailable(error) or tried == TRIES:
                         raise
                     await asyncio.sleep(min(MOST_WAIT, FIRST_WAIT * 2**tried))
-            raise AssertionError("unreachable")
 
         return patient
+
+
+def _unavailable(error: grpc.aio.AioRpcError) -> bool:
+    """Tell what grpc-go, Flyte's own, calls UNAVAILABLE.
+
+    A connection that is reset in mid-call is UNKNOWN, "Stream removed", in grpc's C++ core alone.
+    """
+    reset = error.code() is grpc.StatusCode.UNKNOWN and "Stream removed" in (error.details() or "")
+    return reset or error.code() is grpc.StatusCode.UNAVAILABLE
 
 
 @dataclass
@@ -111,8 +126,8 @@ class Run:
         gate = asyncio.Semaphore(AT_ONCE)
         async with (
             asyncio.timeout(WITHIN),
-            Shipped(self.service.endpoint, flyte=1) as first,
-            Shipped(self.service.endpoint, flyte=2) as second,
+            Shipped(self.service.endpoint, lambda: len(self.cut_short), flyte=1) as first,
+            Shipped(self.service.endpoint, lambda: len(self.cut_short), flyte=2) as second,
             asyncio.TaskGroup() as group,
         ):
             group.create_task(self._disturb())
