@@ -14,11 +14,10 @@ The client is the propeller model with its rules: a task has one attempt, which 
 burns; six failed polls end it. Half of it is Flyte 1, half Flyte 2, which deletes what has ended.
 It has the service config that the project ships (``deploy/propeller.yaml``): it waits for a
 connection and sends a call that was UNAVAILABLE again, four times at most, which for a create means
-with the same output prefix; a try that met a kill, and kills are seconds apart here, is not counted.
-Its ten pollers are not modelled: they bound how fast it learns of an
-end, and no count below. On top of that it does what at-least-once delivery allows: some
-creates are left in the middle and asked for again, some are repeated after their answer came, and
-some tasks are aborted.
+with the same output prefix; a try that met a kill is not counted, since kills are seconds apart
+here. Its ten pollers are not modelled: they bound how fast it learns of an end, and no count below.
+On top of that it does what at-least-once delivery allows: some creates are left in the middle and
+asked for again, some are repeated after their answer came, and some tasks are aborted.
 """
 
 from __future__ import annotations
