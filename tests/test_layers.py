@@ -24,7 +24,7 @@ PACKAGE = ROOT.name
 MOST_LINES = 500
 NEVER_LOADED = ("flytekit", "flyte", "pandas", "pyarrow", "duckdb", "redis")
 
-# DESIGN.md, "Layout". What stands in one layer does not import each other.
+# docs/architecture.md, "Layers". What stands in one layer does not import each other.
 LAYERS: dict[str, int] = {
     "errors": 0,
     "version": 0,
@@ -104,7 +104,7 @@ def violations(module: str, imported: set[str]) -> Iterator[str]:
         elif other in ALLOWED_TO:
             yield f"{module} imports {name}: nobody does"
         elif own not in LAYERS or other not in LAYERS:
-            yield f"{module} imports {name}: one of them is in no layer of DESIGN.md"
+            yield f"{module} imports {name}: one of them is in no layer of docs/architecture.md"
         elif other != own and LAYERS[other] >= LAYERS[own]:
             yield f"{module} (layer {LAYERS[own]}) imports {name} (layer {LAYERS[other]})"
 
@@ -128,7 +128,7 @@ def test_a_module_imports_only_from_lower_layers(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_is_in_the_table(module: str) -> None:
-    """A new part of the package gets a layer in DESIGN.md before it gets code."""
+    """A new part of the package gets a layer in docs/architecture.md before it gets code."""
     assert area(module) in {*LAYERS, *ALLOWED_TO}
 
 
@@ -190,7 +190,7 @@ def test_a_doctored_source_is_caught(module: str, source: str, caught: str) -> N
     ],
 )
 def test_an_honest_source_passes(module: str, source: str) -> None:
-    """The check forbids nothing that DESIGN.md allows."""
+    """The check forbids nothing that docs/architecture.md allows."""
     name = f"{PACKAGE}.{module}"
     assert list(violations(name, imports(source, name))) == []
 

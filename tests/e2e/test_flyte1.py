@@ -60,7 +60,7 @@ def settings(tmp_path: Path) -> Iterator[Path]:
 
 
 class Propeller:
-    """One long-lived channel for jobs, and a fresh one for every ListAgents (CONTRACT.md 2.1)."""
+    """One long-lived channel for jobs, and a fresh one for every ListAgents."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
@@ -124,7 +124,7 @@ class Propeller:
 
 
 def metadata() -> agent_pb2.TaskExecutionMetadata:
-    """Set the seven fields that propeller sets (CONTRACT.md 1.1)."""
+    """Set the seven fields that propeller sets."""
     return agent_pb2.TaskExecutionMetadata(
         task_execution_id=identifier_pb2.TaskExecutionIdentifier(
             task_id=identifier_pb2.Identifier(project="p", domain="d", name="t", version="v"),
