@@ -29,7 +29,6 @@ from connector_service.errors import AuthorError, ConnectorNotFoundError, GoneEr
 from connector_service.runtime import envelope, settle
 from connector_service.runtime.absorb import Polls
 from connector_service.runtime.call import Call
-from connector_service.runtime.faults import Fault, judge
 from connector_service.runtime.hooks import Happening
 from connector_service.runtime.once import CreateOnce, idempotency_key
 from connector_service.runtime.orphans import Sweeper
@@ -68,7 +67,6 @@ class Guarantees:
             ledger,
             self._delete_orphan,
             on_orphan=lambda category, outcome: self._tell("orphan", category, outcome),
-            transient=_may_pass,
         )
         self._routes: Mapping[TaskCategory, Route] = {}
 
@@ -216,12 +214,6 @@ async def run_sync(route: Route, call: Call, run: Callable[[Call], Awaitable[Any
         return envelope.seal(_bounded(call.protocol, _ended(done)))
     value = await run(call)
     return _ended(value) if call.operation is Operation.DO else value
-
-
-def _may_pass(error: Exception) -> bool:
-    """Tell whether an orphan's deletion that failed so may succeed later, or on another replica."""
-    trouble = judge(error).fault in (Fault.TRANSIENT, Fault.TROUBLED)
-    return trouble or isinstance(error, ConnectorNotFoundError)
 
 
 def _deleting(route: Route, call: Call) -> Call:

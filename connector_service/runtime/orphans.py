@@ -12,15 +12,15 @@ from connector_service.errors import (
     ConnectorNotFoundError,
     GoneError,
     LedgerDownError,
-    TransientError,
     UnavailableError,
 )
+from connector_service.runtime.faults import Fault, judge
 
 if TYPE_CHECKING:
     from connector_service.runtime.ledger import Ledger, Orphan
     from connector_service.sdk.resource import TaskCategory
 
-__all__ = ["Outcome", "Sweeper", "is_transient"]
+__all__ = ["Outcome", "Sweeper"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,18 +33,6 @@ _AT_ONCE = 16
 _MOST_ATTEMPTS = 1440  # a day of claims
 
 
-def is_transient(error: Exception) -> bool:
-    """Tell whether a deletion that failed so may succeed later, or on another replica."""
-    transient = (
-        TransientError,
-        UnavailableError,
-        ConnectorNotFoundError,  # a replica that has the connector will come by
-        ConnectionError,
-        TimeoutError,
-    )
-    return isinstance(error, transient)
-
-
 class Sweeper:
     """Asks the ledger for orphans every ``interval`` seconds; ``start`` it, ``close`` it."""
 
@@ -54,7 +42,6 @@ class Sweeper:
         delete: Delete,
         *,
         on_orphan: Callable[[TaskCategory, Outcome], None] = lambda _category, _outcome: None,
-        transient: Callable[[Exception], bool] = is_transient,
         interval: float = 5.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -65,7 +52,6 @@ class Sweeper:
         self._ledger = ledger
         self._delete = delete
         self._on_orphan = on_orphan
-        self._transient = transient
         self._interval = interval
         self._sleep = sleep
         self._owner = secrets.token_hex(8)
@@ -118,7 +104,7 @@ class Sweeper:
             self._tell("deleted", orphan)
             _log.info("orphan_gone", extra=facts)
         except Exception as error:  # noqa: BLE001 - a connector's code may raise anything
-            if self._transient(error) and orphan.attempts < _MOST_ATTEMPTS:
+            if _may_pass(error) and orphan.attempts < _MOST_ATTEMPTS:
                 self._tell("retried", orphan)
                 _log.warning("orphan_not_deleted_yet", extra=facts, exc_info=error)
                 return
@@ -137,3 +123,11 @@ class Sweeper:
             self._on_orphan(orphan.category, outcome)
         except Exception:  # noqa: BLE001 - a listener never fails a deletion
             _log.exception("A hook failed: on_orphan")
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell whether a deletion that failed so may succeed later, or on another replica."""
+    if judge(error).fault in (Fault.TRANSIENT, Fault.TROUBLED):
+        return True
+    # Our own refusals: overload, and a connector that only another replica has.
+    return isinstance(error, ConnectorNotFoundError | UnavailableError)

@@ -253,14 +253,6 @@ class Run:
             for (began, ended), cut_short in zip(self.killed, self.cut_short, strict=True)
         )
 
-    @staticmethod
-    def _truly_ended(task: Task, jobs: dict[str, dict[str, Any]]) -> bool:
-        assert task.end is not None
-        if task.meta is None:
-            return False
-        said, known = TRUE_ENDS[task.end], jobs[_job(task.meta)]["state"]
-        return bool(said == known == truth(task.output_prefix))
-
 
 def _job(meta: bytes) -> str:
     found: str = json.loads(meta)["job"]
