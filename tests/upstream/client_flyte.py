@@ -9,6 +9,7 @@ import inspect
 import json
 import random
 import sys
+import uuid
 
 import flyte
 import grpc
@@ -24,6 +25,7 @@ from flyteidl2.connector import connector_pb2, service_pb2_grpc
 from flyteidl2.core import security_pb2, tasks_pb2
 from flyteidl2.core.execution_pb2 import TaskExecution
 
+PREFIX = f"mem://{uuid.uuid4()}"  # unique to each attempt, as the client's own
 LISTED = vocabulary.COMMON + vocabulary.FLYTE
 ROWS = {
     f"v{number}": (eval(kind, peer.NAMES), eval(value, peer.NAMES))
@@ -93,7 +95,7 @@ def drive(channel: grpc.Channel, task_type: str) -> dict[str, object]:
     request = connector_pb2.CreateTaskRequest(
         inputs=encode(),
         template=template(task_type),
-        output_prefix="mem://out",
+        output_prefix=PREFIX,
         task_execution_metadata=connector_pb2.TaskExecutionMetadata(namespace="flyte"),
         connection=connection,
     )

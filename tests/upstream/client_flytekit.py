@@ -7,6 +7,7 @@ flyteidl it was released with; of ours there is only the answer at the other end
 
 import json
 import sys
+import uuid
 from collections import OrderedDict
 
 import flytekit
@@ -25,6 +26,7 @@ from flytekit.core.type_engine import TypeEngine
 from flytekit.models.literals import LiteralMap
 from flytekit.tools.translator import get_serializable
 
+PREFIX = f"mem://{uuid.uuid4()}"  # unique to each attempt, as the client's own
 ROWS = {
     f"v{number}": (eval(kind, peer.NAMES), eval(value, peer.NAMES))
     for number, (kind, value) in enumerate(vocabulary.COMMON + vocabulary.FLYTEKIT)
@@ -83,7 +85,7 @@ def drive(channel: grpc.Channel, task_type: str) -> dict[str, object]:
         agent_pb2.CreateTaskRequest(
             inputs=encode(),
             template=template(task_type),
-            output_prefix="mem://out",
+            output_prefix=PREFIX,
             task_execution_metadata=agent_pb2.TaskExecutionMetadata(namespace="flyte"),
         ),
         timeout=30,
@@ -108,7 +110,7 @@ def drive(channel: grpc.Channel, task_type: str) -> dict[str, object]:
 
 def do(channel: grpc.Channel, task_type: str) -> dict[str, object]:
     """Run a sync task in one stream, as propeller does."""
-    header = agent_pb2.CreateRequestHeader(template=template(task_type), output_prefix="mem://out")
+    header = agent_pb2.CreateRequestHeader(template=template(task_type), output_prefix=PREFIX)
     requests = [
         agent_pb2.ExecuteTaskSyncRequest(header=header),
         agent_pb2.ExecuteTaskSyncRequest(inputs=encode()),
