@@ -58,7 +58,7 @@ class HttpServer:
         except OSError as error:
             raise StartupError(
                 f"Cannot listen on {host}:{port} for metrics: {error.strerror}; choose another with"
-                f" --prometheus-port, or 0 for a free one."
+                f" --prometheus-port or --host, or --prometheus-port 0 for a free one."
             ) from None
         self.port = self._server.server_port
         self._thread = threading.Thread(

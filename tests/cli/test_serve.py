@@ -39,7 +39,7 @@ def busy() -> Iterator[int]:
             ("--port=0", "--prometheus-port={busy}"),
             3,
             "Error: Cannot listen on 127.0.0.1:{busy} for metrics: Address already in use; choose"
-            " another with --prometheus-port, or 0 for a free one.",
+            " another with --prometheus-port or --host, or --prometheus-port 0 for a free one.",
         ),
         (
             (*FREE, "--host=192.0.2.1"),

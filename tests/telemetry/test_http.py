@@ -104,7 +104,7 @@ def test_a_busy_port_is_a_sentence(server: Any, taken: int) -> None:
         server(port=taken)
     assert str(refused.value) == (
         f"Cannot listen on 127.0.0.1:{taken} for metrics: Address already in use; choose another"
-        f" with --prometheus-port, or 0 for a free one."
+        f" with --prometheus-port or --host, or --prometheus-port 0 for a free one."
     )
     assert refused.value.exit_code == 3
 
