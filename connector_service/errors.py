@@ -6,7 +6,8 @@ ConnectorServiceError
 ├── OperatorError                  the operator's to mend: start-up stops with ``exit_code``
 │   ├── ConfigError                a setting is unknown, malformed or contradicts another
 │   └── StartupError               the service could not start with valid settings
-│       └── PluginError            a plugin could not be loaded and --strict is on
+│       ├── PluginError            a plugin could not be loaded and --strict is on
+│       └── HostError              a host could not be started or reloaded
 ├── AuthorError                    the connector author's: its class or registration is wrong
 │   └── DuplicateConnectorError    two connectors want one task category
 ├── CallError                      the caller's: this call cannot be answered as asked
@@ -46,6 +47,7 @@ __all__ = [
     "DeadlineError",
     "DuplicateConnectorError",
     "GoneError",
+    "HostError",
     "InvalidInputError",
     "InvalidMetaError",
     "InvalidRequestError",
@@ -90,6 +92,10 @@ class StartupError(OperatorError):
 
 class PluginError(StartupError):
     """A plugin could not be loaded, and ``--strict`` makes that fatal."""
+
+
+class HostError(StartupError):
+    """A host could not be started, or what a reload brought is not taken; the old one stays."""
 
 
 class AuthorError(ConnectorServiceError, ValueError):

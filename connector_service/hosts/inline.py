@@ -27,6 +27,8 @@ __all__ = ["InlineHost"]
 class InlineHost:
     """Decodes what a connector's method takes, has it invoked, encodes what it returns."""
 
+    name = "inline"
+
     def __init__(self, registry: Registry, invoker: Invoker) -> None:
         """Take the connectors and who runs their code."""
         self._registry = registry
@@ -46,6 +48,10 @@ class InlineHost:
     def agents(self) -> Sequence[Agent]:
         """Describe the registry's connectors."""
         return self._registry.list_connectors()
+
+    def prefers(self, _category: TaskCategory) -> bool:
+        """Stand back where another host is preferred."""
+        return False
 
     async def run(self, call: Call) -> Any:
         """Run one operation: create gives bytes, get and do a Resource message, delete nothing."""

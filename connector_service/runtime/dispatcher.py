@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from connector_service.config import ConnectorSection
 from connector_service.errors import ConnectorNotFoundError, UnsupportedOperationError
 from connector_service.runtime import envelope
 from connector_service.runtime.call import Call, Outcome, Status
 from connector_service.runtime.guarantees import run_sync
 from connector_service.runtime.hooks import OK, UNKNOWN_TASK_TYPE, CallRecord, Hooks
-from connector_service.runtime.route import Route
+from connector_service.runtime.route import Routes
 from connector_service.sdk.method import Operation
 
 if TYPE_CHECKING:
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
 
     from flyteidl.admin.agent_pb2 import Agent
 
+    from connector_service.config import ConnectorSection
     from connector_service.runtime.guarantees import Guarantees
-    from connector_service.runtime.route import Host
-    from connector_service.sdk.resource import TaskCategory
+    from connector_service.runtime.route import Host, Route
 
 __all__ = ["Dispatcher"]
 
@@ -52,15 +51,8 @@ class Dispatcher:
         """
         self._classify = classify
         self._hooks = hooks
-        self._hosts = tuple(hosts)
         self._guarantees = guarantees
-        self.routes: Mapping[TaskCategory, Route] = {
-            category: Route(
-                category, host, served, (policies or {}).get(category.name, ConnectorSection())
-            )
-            for host in hosts
-            for category, served in host.categories().items()
-        }
+        self.routes = Routes(hosts, policies or {})
 
     async def start(self) -> None:
         """Begin to look after jobs.
@@ -130,7 +122,7 @@ class Dispatcher:
 
     async def _run(self, call: Call) -> Any:
         if call.operation is Operation.LIST:
-            return [agent for host in self._hosts for agent in host.agents()]
+            return self.routes.agents
         if call.operation is Operation.DESCRIBE:
             return self._describe(call.message.name)
         route = self._route(call)
@@ -141,7 +133,7 @@ class Dispatcher:
         return await self._guarantees.run(route, call)
 
     def _describe(self, name: str) -> Agent:
-        agents = {agent.name: agent for host in self._hosts for agent in host.agents()}
+        agents = {agent.name: agent for agent in self.routes.agents}
         if name not in agents:
             raise ConnectorNotFoundError(f"name {name!r}", agents)
         return agents[name]

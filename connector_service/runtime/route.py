@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from flyteidl.admin.agent_pb2 import Agent
+
+from connector_service.config import ConnectorSection
 from connector_service.runtime.limits import Bulkhead
 from connector_service.sdk.method import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from flyteidl.admin.agent_pb2 import Agent
-
-    from connector_service.config import ConnectorSection
     from connector_service.runtime.call import Call
     from connector_service.sdk.resource import TaskCategory
 
-__all__ = ["Host", "Route", "Served"]
+__all__ = ["Conflict", "Host", "Route", "Routes", "Served"]
 
 
 class Served(NamedTuple):
@@ -31,11 +32,16 @@ class Served(NamedTuple):
 class Host(Protocol):
     """Runs the operations of some task categories; ``hosts`` has the kinds there are."""
 
+    name: str
+
     def categories(self) -> Mapping[TaskCategory, Served]:
         """Tell what this host serves."""
 
     def agents(self) -> Sequence[Agent]:
         """Describe its connectors, from memory."""
+
+    def prefers(self, category: TaskCategory) -> bool:
+        """Tell whether it shall serve ``category`` though another host offers it too."""
 
     async def run(self, call: Call) -> Any:
         """Run one operation and answer in the protocol that the call came in."""
@@ -56,6 +62,7 @@ class Route:
         """Take what is known of the category when the service starts."""
         self.category = category
         self.host = host
+        self.served = served
         self.name = served.name
         self.is_sync = served.is_sync
         self.permanent = served.permanent_errors
@@ -74,3 +81,83 @@ class Route:
         """Return when the call is answered at the latest: the client's deadline or our cap."""
         cap = time.monotonic() + self._caps[call.operation]
         return cap if call.deadline is None else min(call.deadline, cap)
+
+
+class Conflict(NamedTuple):
+    """A task category that several hosts offer: ``kept`` serves it, ``refused`` do not."""
+
+    category: TaskCategory
+    kept: str
+    refused: tuple[str, ...]
+
+
+class Routes(Mapping["TaskCategory", Route]):
+    """Every task category that is served, read from the hosts again whenever they change.
+
+    A route lives on while its host serves its category alike: the calls in its bulkhead count.
+    It belongs to the event loop's thread; readers elsewhere see the old map or the new one.
+    """
+
+    def __init__(self, hosts: Sequence[Host], policies: Mapping[str, ConnectorSection]) -> None:
+        """Take the hosts, the earlier before the later, and the settings by task type."""
+        self._hosts = tuple(hosts)
+        self._policies = policies
+        self._routes: Mapping[TaskCategory, Route] = {}
+        self.agents: tuple[Agent, ...] = ()
+        self.refresh()
+
+    def __getitem__(self, category: TaskCategory) -> Route:
+        return self._routes[category]
+
+    def __iter__(self) -> Iterator[TaskCategory]:
+        return iter(self._routes)
+
+    def __len__(self) -> int:
+        return len(self._routes)
+
+    def refresh(self) -> tuple[Conflict, ...]:
+        """Read what the hosts serve now, and return what several of them offer.
+
+        One that alone prefers the category serves it; else the first host does, and the others'
+        offer is a conflict. So it is when two prefer it.
+        """
+        offers: dict[TaskCategory, list[tuple[Host, Served]]] = {}
+        for host in self._hosts:
+            for category, served in host.categories().items():
+                offers.setdefault(category, []).append((host, served))
+        routes, conflicts = {}, []
+        for category, given in offers.items():
+            preferring = [offer for offer in given if offer[0].prefers(category)]
+            host, served = (preferring or given)[0]
+            if len(given) > 1 and len(preferring) != 1:
+                others = tuple(other.name for other, _ in given if other is not host)
+                conflicts.append(Conflict(category, host.name, others))
+            routes[category] = self._route(category, host, served)
+        self._routes = routes
+        self.agents = tuple(self._listed())
+        return tuple(conflicts)
+
+    def _route(self, category: TaskCategory, host: Host, served: Served) -> Route:
+        known = self._routes.get(category)
+        if known is not None and known.host is host and known.served == served:
+            return known
+        policy = self._policies.get(category.name, ConnectorSection())
+        return Route(category, host, served, policy)
+
+    def _listed(self) -> Iterator[Agent]:
+        """Yield each host's connectors with the categories that it really serves."""
+        served = {(c.name, c.version): route.host for c, route in self._routes.items()}
+        for host in self._hosts:
+            for agent in host.agents():
+                own = [
+                    category
+                    for category in agent.supported_task_categories
+                    if served.get((category.name, category.version)) is host
+                ]
+                if own:
+                    yield Agent(
+                        name=agent.name,
+                        is_sync=agent.is_sync,
+                        supported_task_types=[category.name for category in own],
+                        supported_task_categories=own,
+                    )
