@@ -1,0 +1,65 @@
+"""What the system tells of a process: its processor time, its memory; and cores to run on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["CLIENT_CORE", "SERVER_CORE", "cpu", "free_port", "on_core", "resident", "sharing"]
+
+_CORES = sorted(os.sched_getaffinity(0))
+SERVER_CORE, CLIENT_CORE = _CORES[0], _CORES[min(1, len(_CORES) - 1)]
+
+
+def sharing() -> bool:
+    """Tell whether server and client must share one core: ratios then say little."""
+    return SERVER_CORE == CLIENT_CORE
+
+
+@contextlib.contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Run on one core meanwhile; processes and threads that are started stay there."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def cpu(pid: int) -> float:
+    """Return the seconds of processor time that a process has used, all threads, to the ns.
+
+    Linux has a clock for each process; its number is made of the pid (see CPUCLOCK_SCHED in the
+    kernel's posix-timers.h).
+    """
+    return time.clock_gettime(~pid << 3 | 2)
+
+
+def resident(pid: int) -> tuple[int, int]:
+    """Return a process's resident and proportional set size in bytes, children not included."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    return _kilobytes(status, "VmRSS"), _kilobytes(rollup, "Pss")
+
+
+def _kilobytes(text: str, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"The kernel tells no {name}.")
+    return int(found[1]) * 1024
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
