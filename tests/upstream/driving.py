@@ -1,0 +1,86 @@
+"""What Flyte does with a job: poll it until it ended, through errors as its executor does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from flyte_clients import Flyte
+
+PATIENCE = 60.0
+ENDED = {"SUCCEEDED", "FAILED", "ABORTED", "RETRYABLE_FAILED", "TIMED_OUT"}
+
+
+@dataclass
+class Seen:
+    """The polls of one job, to its end or to the phase that was waited for."""
+
+    resource: Any = None
+    phases: list[str] = field(default_factory=list)
+    errors: list[grpc.aio.AioRpcError] = field(default_factory=list)
+
+    @property
+    def phase(self) -> str:
+        return self.phases[-1]
+
+
+@contextlib.asynccontextmanager
+async def calling(protocol: str, endpoint: str) -> AsyncIterator[Flyte]:
+    """A client of Flyte's for as long as the block lasts."""
+    client = Flyte(protocol, endpoint)
+    try:
+        yield client
+    finally:
+        await client.channel.close()
+
+
+def template_of(client: Flyte, data: bytes) -> Any:
+    """Read a task template as the client's protocol does."""
+    template = client.messages.CreateTaskRequest().template
+    template.ParseFromString(data)
+    return template
+
+
+def phase_name(resource: Any) -> str:
+    """Return the phase's name in the resource's own protocol."""
+    kind = resource.DESCRIPTOR.fields_by_name["phase"].enum_type
+    name: str = kind.values_by_number[resource.phase].name
+    return name
+
+
+async def poll(
+    client: Flyte, meta: bytes, task_type: str, *, until: set[str] = ENDED, **more: Any
+) -> Seen:
+    """Poll a job until it has one of the phases; an error is kept, and the job polled again."""
+    seen = Seen()
+    end = time.monotonic() + PATIENCE
+    while not seen.phases or seen.phase not in until:
+        assert time.monotonic() < end, f"never: {until}; was {seen.phases} {seen.errors}"
+        if seen.phases or seen.errors:
+            await asyncio.sleep(0.1)
+        try:
+            seen.resource = await client.get(meta, task_type, **more)
+        except grpc.aio.AioRpcError as error:
+            seen.errors.append(error)
+            continue
+        seen.phases.append(phase_name(seen.resource))
+    return seen
+
+
+async def listed(client: Flyte) -> set[str]:
+    """Return the names of the task types that the service lists."""
+    found = set()
+    if client.is_first:
+        request = client.messages.ListAgentsRequest()
+        for agent in (await client.metadata.ListAgents(request, timeout=30)).agents:
+            found |= {category.name for category in agent.supported_task_categories}
+    else:
+        request = client.messages.ListConnectorsRequest()
+        for one in (await client.metadata.ListConnectors(request, timeout=30)).connectors:
+            found |= {category.name for category in one.supported_task_categories}
+    return found
