@@ -24,14 +24,10 @@ from connector_service.errors import (
     WrongKindError,
 )
 from connector_service.sdk.resource import TaskCategory, is_terminal_phase
-from connector_service.wire.introspection import (
-    SERVICE,
-    ListPluginsRequest,
-    ListPluginsResponse,
-)
+from connector_service.wire.introspection import METHODS, SERVICE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from flyteidl.core.tasks_pb2 import TaskTemplate
     from flyteidl2.core.security_pb2 import Connection
@@ -91,11 +87,14 @@ class Client:
         )
         self._notice = notice
         self._sync_agent: Any = agent_pb2_grpc.SyncAgentServiceStub(self._channel)
-        self._list_plugins: Any = self._channel.unary_unary(
-            f"/{SERVICE.full_name}/ListPlugins",
-            request_serializer=ListPluginsRequest.SerializeToString,
-            response_deserializer=ListPluginsResponse.FromString,
-        )
+        self._inside: Mapping[str, Any] = {
+            name: self._channel.unary_unary(
+                f"/{SERVICE.full_name}/{name}",
+                request_serializer=request.SerializeToString,
+                response_deserializer=response.FromString,
+            )
+            for name, (request, response) in METHODS.items()
+        }
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
         reflection: Any = reflection_pb2_grpc  # typed for synchronous channels alone
         self._reflection: Any = reflection.ServerReflectionStub(self._channel)
@@ -278,8 +277,19 @@ class Client:
 
     async def list_plugins(self) -> list[Any]:
         """Tell what became of every plugin; only our own service answers this."""
-        response = await self._list_plugins(ListPluginsRequest(), timeout=self._timeout)
-        return list(response.plugins)
+        return list((await self._introspect("ListPlugins")).plugins)
+
+    async def list_hosts(self) -> list[Any]:
+        """Tell how every host beside the service is; only our own service answers this."""
+        return list((await self._introspect("ListHosts")).hosts)
+
+    async def reload(self, host: str = "") -> list[Any]:
+        """Reload one host, or all, over the service's unix socket; say what became of each."""
+        return list((await self._introspect("Reload", host=host)).reloaded)
+
+    async def _introspect(self, rpc: str, **fields: Any) -> Any:
+        request, _ = METHODS[rpc]
+        return await self._inside[rpc](request(**fields), timeout=self._timeout)
 
     async def health(self, service: str = "") -> str:
         """Return a service's health by name: SERVING, NOT_SERVING."""

@@ -39,16 +39,19 @@ def test_the_readme_s_connector_has_fifteen_lines_and_runs(tmp_path: Path) -> No
     assert "SUCCEEDED" in done.stderr
 
 
-def settings_in(part: int) -> dict[str, str]:
-    """Return the rows of docs/configuration.md: of the service, 0, or of one connector, 1."""
+def settings_under(heading: str = "") -> dict[str, str]:
+    """Return the rows of docs/configuration.md under ``heading``; before any, the service's."""
     text = (ROOT / "docs/configuration.md").read_text()
-    section = text.split("\n## One connector's settings\n")[part]
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    (section,) = (
+        [one for one in sections[1:] if one.startswith(heading)] if heading else sections[:1]
+    )
     return dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE))
 
 
 def test_every_setting_stands_in_the_table_with_its_default_and_meaning() -> None:
     """docs/configuration.md lists exactly the settings there are."""
-    rows = settings_in(0)
+    rows = settings_under()
     expected = {}
     for field in config.fields():
         defaults = field.default if field.repeatable else (field.default,)
@@ -57,19 +60,24 @@ def test_every_setting_stands_in_the_table_with_its_default_and_meaning() -> Non
     assert rows == expected
 
 
-def test_every_setting_of_a_connector_stands_in_its_table() -> None:
-    """docs/configuration.md lists exactly the fields of ``[connectors.<task type>]``."""
-    hints = get_type_hints(config.ConnectorSection, include_extras=True)
+@pytest.mark.parametrize(
+    ("heading", "kind"),
+    [("One connector's settings", config.ConnectorSection), ("One host's", config.HostSection)],
+)
+def test_every_setting_of_a_section_stands_in_its_table(heading: str, kind: type) -> None:
+    """docs/configuration.md lists exactly the fields of a connector's table and of a host's."""
+    hints = get_type_hints(kind, include_extras=True)
     expected = {}
-    for field in msgspec.structs.fields(config.ConnectorSection):
+    for field in msgspec.structs.fields(kind):
         (meaning,) = [
             extra.description
             for extra in hints[field.name].__metadata__
             if isinstance(extra, msgspec.Meta) and extra.description
         ]
-        default = "" if field.default is msgspec.NODEFAULT else f"`{field.default}`"
+        has_default = field.default is not msgspec.NODEFAULT and field.default not in ("", ())
+        default = f"`{field.default}`" if has_default else ""
         expected[field.name] = f"{default} | {meaning}".lstrip()
-    assert settings_in(1) == expected
+    assert settings_under(heading) == expected
 
 
 def test_the_guarantees_name_every_setting_and_metric_that_is_theirs() -> None:

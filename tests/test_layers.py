@@ -352,6 +352,8 @@ def _another(field: config.Field) -> tuple[object, str]:
         return choice, choice
     if field.repeatable and field.default:
         return list(field.default[:1]), field.default[0]
+    if field.name == "host_from":
+        return ["flytekit", "module:acme"], "flytekit, module:acme"
     if field.repeatable:
         return ["one", "two*"], "one, two*"
     if isinstance(field.default, bool):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import grpc
@@ -25,15 +28,20 @@ from connector_service.cli.output import print_table
 from connector_service.codec.convert import FlyteProtocol
 from connector_service.config import Log
 from connector_service.errors import ConnectorNotFoundError
-from connector_service.plugins import loader
+from connector_service.runtime.route import Routes
 from connector_service.sdk.registry import Registry
-from connector_service.server.server import load_plugins
+from connector_service.server.hosting import Hosting, make_hosts
+from connector_service.server.parts import load_plugins, offers, refuse_idle
 from connector_service.telemetry import logging as log
+from connector_service.telemetry.metrics import ServiceMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flyteidl.admin.agent_pb2 import Agent
+
+    from connector_service.config import Config
+    from connector_service.plugins.loader import PluginRecord
 
 __all__ = ["describe", "list_"]
 
@@ -45,6 +53,24 @@ class _Plugin(msgspec.Struct):
     state: str
     task_categories: list[str]
     error: str
+    host: str = ""
+
+
+class _Host(msgspec.Struct):
+    name: str
+    kind: str
+    status: str
+    where: str
+    versions: list[str]
+    workers: int
+    restarts: int
+    error: str
+
+
+class _Seen(NamedTuple):
+    connectors: list[_Connector]
+    plugins: list[_Plugin]
+    hosts: list[_Host]
 
 
 class _Connector(msgspec.Struct):
@@ -55,7 +81,7 @@ class _Connector(msgspec.Struct):
 
 
 @click.command("list")
-@settings_options("plugins")
+@settings_options("plugins", "hosting")
 @endpoint_option
 @protocol_option
 @timeout_option
@@ -72,9 +98,9 @@ def list_(
 
     Looks at what is installed here, or at the running service at --endpoint.
     """
-    connectors, plugins = _look(config_file, endpoint, protocol, timeout, flags)
+    connectors, plugins, hosts = _look(config_file, endpoint, protocol, timeout, flags)
     if as_json:
-        shown = {"connectors": connectors, "plugins": plugins}
+        shown = {"connectors": connectors, "plugins": plugins, "hosts": hosts}
         click.echo(json.dumps(msgspec.to_builtins(shown), indent=2))
         return
     print_table(
@@ -83,19 +109,36 @@ def list_(
     )
     if plugins:
         print_table(
-            ("plugin", "from", "state", "task types"),
+            ("plugin", "from", "state", "task types", *(("host",) if hosts else ())),
             [
-                (p.name, p.distribution or p.target, p.state, ", ".join(p.task_categories))
+                (
+                    p.name,
+                    p.distribution or p.target,
+                    p.state,
+                    ", ".join(p.task_categories),
+                    *((p.host,) if hosts else ()),
+                )
                 for p in plugins
+            ],
+        )
+    if hosts:
+        print_table(
+            ("host", "kind", "status", "processes", "restarts", "where", "with"),
+            [
+                (h.name, h.kind, h.status, h.workers, h.restarts, h.where, ", ".join(h.versions))
+                for h in hosts
             ],
         )
     for plugin in plugins:
         if plugin.error:
             click.echo(f"{plugin.name} ({plugin.state}): {plugin.error}", err=True)
+    for host in hosts:
+        if host.error:
+            click.echo(f"host {host.name} ({host.status}): {host.error}", err=True)
 
 
 @click.command()
-@settings_options("plugins")
+@settings_options("plugins", "hosting")
 @endpoint_option
 @protocol_option
 @timeout_option
@@ -114,7 +157,7 @@ def describe(
 
     NAME is the name of either, or a task type.
     """
-    connectors, plugins = _look(config_file, endpoint, protocol, timeout, flags)
+    connectors, plugins, _ = _look(config_file, endpoint, protocol, timeout, flags)
     found = [c for c in connectors if name == c.name or name in {_bare(t) for t in c.task_types}]
     about = [p for p in plugins if name == p.name or name in {_bare(t) for t in p.task_categories}]
     if not found and not about:
@@ -145,7 +188,7 @@ def _look(
     protocol: str | None,
     timeout: float,
     flags: dict[str, Any],
-) -> tuple[list[_Connector], list[_Plugin]]:
+) -> _Seen:
     if endpoint:
         refuse_with_endpoint(config_file, flags)
         return asyncio.run(_look_there(endpoint, protocol, timeout))
@@ -154,14 +197,12 @@ def _look(
     return _look_here(config_file, flags)
 
 
-def _look_here(
-    config_file: str | None, flags: dict[str, Any]
-) -> tuple[list[_Connector], list[_Plugin]]:
+def _look_here(config_file: str | None, flags: dict[str, Any]) -> _Seen:
     registry = Registry()
     settings = load_config(config_file, flags)
-    log.configure(Log(log_level="warning"))
-    logging.getLogger(loader.__name__).setLevel(logging.CRITICAL)  # we print what failed ourselves
-    records = load_plugins(settings, registry)
+    log.configure(Log(log_level="error"))
+    logging.getLogger("connector_service").setLevel(logging.CRITICAL)  # we print what failed
+    records, idle = load_plugins(settings, registry)
     connectors = [_connector(agent) for agent in registry.list_connectors()]
     for registration in registry:
         listed = registration.category.listed
@@ -171,45 +212,94 @@ def _look_here(
                     f"{operation} [{method.style}]": list(method.takes)
                     for operation, method in registration.methods.items()
                 }
-    plugins = [
-        _Plugin(
-            record.name,
-            record.target,
-            record.distribution,
-            str(record.state),
-            [category.listed for category in record.categories],
-            record.error + (f" ({record.where})" if record.where else ""),
-        )
-        for record in records
-    ]
-    return connectors, plugins
+    plugins = [_plugin(record) for record in records]
+    there = asyncio.run(_start_hosts(settings)) if settings.hosts else _Seen([], [], [])
+    names = [_bare(listed) for connector in there.connectors for listed in connector.task_types]
+    refuse_idle(idle, names)
+    return _Seen(connectors + there.connectors, plugins + there.plugins, there.hosts)
 
 
-async def _look_there(
-    endpoint: str, protocol: str | None, timeout_seconds: float
-) -> tuple[list[_Connector], list[_Plugin]]:
+async def _start_hosts(settings: Config) -> _Seen:
+    """Start the hosts as the service would, look at them, and end them."""
+    with tempfile.TemporaryDirectory(prefix="connector-service-") as folder:
+        hosts = make_hosts(settings, Path(folder), ServiceMetrics())
+        hosting = Hosting(hosts, ServiceMetrics())
+        try:
+            await hosting.start(lambda: None, strict=settings.plugins.strict)
+            routes = Routes(hosts, {}, functools.partial(offers, settings.plugins))
+            return _Seen(
+                [_connector(agent) for agent in routes.agents],
+                [_plugin(record, host) for host, record in hosting.plugins()],
+                [
+                    _Host(
+                        state.name,
+                        str(state.kind),
+                        str(state.status),
+                        state.where,
+                        [f"{name} {number}" for name, number in state.versions.items()],
+                        len(state.workers),
+                        state.restarts,
+                        state.error,
+                    )
+                    for state in hosting.states()
+                ],
+            )
+        finally:
+            await hosting.close(0.0)
+
+
+async def _look_there(endpoint: str, protocol: str | None, timeout_seconds: float) -> _Seen:
     async with connect(endpoint, protocol, timeout_seconds) as client:
         connectors = [_connector(agent) for agent in await client.list_agents()]
         if await client.protocol() is FlyteProtocol.FLYTE2:
             for connector in connectors:
                 connector.is_sync = None
         try:
-            plugins = await client.list_plugins()
+            plugins, hosts = await client.list_plugins(), await client.list_hosts()
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
-            plugins = []  # another implementation's service
-    return connectors, [
-        _Plugin(
-            plugin.name,
-            plugin.target,
-            plugin.distribution,
-            plugin.state,
-            list(plugin.task_categories),
-            plugin.error,
-        )
-        for plugin in plugins
-    ]
+            plugins, hosts = [], []  # another implementation's service
+    return _Seen(
+        connectors,
+        [
+            _Plugin(
+                plugin.name,
+                plugin.target,
+                plugin.distribution,
+                plugin.state,
+                list(plugin.task_categories),
+                plugin.error,
+                plugin.host,
+            )
+            for plugin in plugins
+        ],
+        [
+            _Host(
+                host.name,
+                host.kind,
+                host.status,
+                host.where,
+                list(host.versions),
+                len(host.workers),
+                host.restarts,
+                host.error,
+            )
+            for host in hosts
+        ],
+    )
+
+
+def _plugin(record: PluginRecord, host: str = "") -> _Plugin:
+    return _Plugin(
+        record.name,
+        record.target,
+        record.distribution,
+        str(record.state),
+        [category.listed for category in record.categories],
+        record.error + (f" ({record.where})" if record.where else ""),
+        host,
+    )
 
 
 def _connector(agent: Agent) -> _Connector:

@@ -27,6 +27,7 @@ _COMMANDS: Mapping[str, tuple[str, str]] = {
     "call": ("connector_service.cli.call", "call"),
     "describe": ("connector_service.cli.inspect", "describe"),
     "list": ("connector_service.cli.inspect", "list_"),
+    "reload": ("connector_service.cli.reload", "reload_"),
     "run": ("connector_service.cli.run", "run"),
     "serve": ("connector_service.cli.serve", "serve"),
 }

@@ -27,7 +27,7 @@ from connector_service.local.backends import InProcess, Remote
 from connector_service.local.runner import POLL, Job, LocalRun
 from connector_service.plugins import loader
 from connector_service.sdk.registry import Registry
-from connector_service.server.server import build, load_plugins
+from connector_service.server.parts import configure, load_plugins, refuse_idle
 from connector_service.telemetry import logging as log
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ def _installed(config_file: str | None, flags: dict[str, Any]) -> Registry:
     log.configure(Log(log_level="error"))
     logging.getLogger(loader.__name__).setLevel(logging.CRITICAL)  # we print what failed ourselves
     registry = Registry()
-    for record in load_plugins(settings, registry):
+    records, idle = load_plugins(settings, registry)
+    for record in records:
         if record.failed:
             click.echo(f"plugin {record.name} ({record.state}): {record.error}", err=True)
-    build(settings, registry)
+    refuse_idle([*idle, *configure(settings, registry)])
     return registry

@@ -22,12 +22,12 @@ _log = logging.getLogger(__name__)
 
 
 @click.command()
-@settings_options("listen", "metrics", "plugins", "drain", "ledger", "log")
+@settings_options("listen", "metrics", "plugins", "hosting", "drain", "ledger", "log")
 def serve(config_file: str | None, **flags: Any) -> None:
     """Serve connectors until SIGTERM or SIGINT.
 
     A signal turns health to NOT_SERVING, keeps serving for --drain-delay, then lets calls in
-    flight finish within --grace. A second signal ends it at once.
+    flight finish within --grace. A second signal ends it at once. SIGHUP reloads the hosts.
     """
     config = load_config(config_file, flags)
     log.configure(config.log)
@@ -74,12 +74,14 @@ def _announce(service: Service) -> None:
     """Print where the service is, on standard output, for people and for scripts."""
     host = service.config.listen.host
     shown = f"[{host}]" if ":" in host else host
-    failed = sum(record.failed for record in service.plugins)
-    loaded = sum(record.loaded for record in service.plugins)
+    plugins = [record for _, record in service.plugins()]
+    failed = sum(record.failed for record in plugins)
+    loaded = sum(record.loaded for record in plugins)
+    hosts = ", ".join(f"{host.name} {host.status}" for host in service.hosts())
     click.echo(
         f"connector-service {__version__} serving on {shown}:{service.port},"
         f" metrics on http://{shown}:{service.prometheus_port}/metrics"
-        f" (plugins: {loaded} loaded, {failed} failed)"
+        f" (plugins: {loaded} loaded, {failed} failed{f'; hosts: {hosts}' if hosts else ''})"
     )
     sys.stdout.flush()
 

@@ -33,7 +33,7 @@ from connector_service.sdk.method import Operation
 from connector_service.sdk.registry import ConnectorRegistry, Registry
 from connector_service.sdk.resource import TaskCategory
 from connector_service.sdk.secrets import get_connector_secret, redact
-from connector_service.server.server import build, load_plugins
+from connector_service.server.parts import configure, load_plugins, refuse_idle
 from connector_service.wire.status import classify
 
 if TYPE_CHECKING:
@@ -277,7 +277,8 @@ def local_registry() -> Registry:
 @functools.cache
 def _installed() -> Registry:
     registry = Registry()
-    load_plugins(_settings(), registry)
+    _, idle = load_plugins(_settings(), registry)
+    refuse_idle(idle)
     return registry
 
 
@@ -294,7 +295,7 @@ def _configure(registry: Registry) -> None:
     chosen = _settings()
     names = {registration.category.name for registration in fresh}
     sections = {name: options for name, options in chosen.connectors.items() if name in names}
-    build(msgspec.structs.replace(chosen, connectors=sections), fresh)
+    configure(msgspec.structs.replace(chosen, connectors=sections), fresh)
     _configured.update({id(one.connector): one.connector for one in fresh})
 
 

@@ -43,16 +43,17 @@ class Dispatcher:
         *,
         guarantees: Guarantees | None = None,
         policies: Mapping[str, ConnectorSection] | None = None,
+        offered: Callable[[str], bool] = lambda _task_type: True,
     ) -> None:
         """Take the hosts, the status table and the listeners.
 
         ``guarantees`` None passes every call straight through; ``policies`` are the settings by
-        task type, the defaults where there are none.
+        task type, the defaults where there are none; ``offered`` is as ``Routes`` has it.
         """
         self._classify = classify
         self._hooks = hooks
         self._guarantees = guarantees
-        self.routes = Routes(hosts, policies or {})
+        self.routes = Routes(hosts, policies or {}, offered)
 
     async def start(self) -> None:
         """Begin to look after jobs.

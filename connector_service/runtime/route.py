@@ -98,9 +98,18 @@ class Routes(Mapping["TaskCategory", Route]):
     It belongs to the event loop's thread; readers elsewhere see the old map or the new one.
     """
 
-    def __init__(self, hosts: Sequence[Host], policies: Mapping[str, ConnectorSection]) -> None:
-        """Take the hosts, the earlier before the later, and the settings by task type."""
+    def __init__(
+        self,
+        hosts: Sequence[Host],
+        policies: Mapping[str, ConnectorSection],
+        offered: Callable[[str], bool] = lambda _task_type: True,
+    ) -> None:
+        """Take the hosts, the earlier before the later, and the settings by task type.
+
+        ``offered`` tells which task types may be served at all.
+        """
         self._hosts = tuple(hosts)
+        self._offered = offered
         self._policies = policies
         self._routes: Mapping[TaskCategory, Route] = {}
         self.agents: tuple[Agent, ...] = ()
@@ -124,7 +133,8 @@ class Routes(Mapping["TaskCategory", Route]):
         offers: dict[TaskCategory, list[tuple[Host, Served]]] = {}
         for host in self._hosts:
             for category, served in host.categories().items():
-                offers.setdefault(category, []).append((host, served))
+                if self._offered(category.name):
+                    offers.setdefault(category, []).append((host, served))
         routes, conflicts = {}, []
         for category, given in offers.items():
             preferring = [offer for offer in given if offer[0].prefers(category)]

@@ -9,25 +9,32 @@ import logging
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import grpc
-import grpc.aio
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from connector_service.codec.convert import FlyteProtocol
 from connector_service.config import ConnectorSection
-from connector_service.errors import ConfigError, PluginError, StartupError
+from connector_service.errors import ConfigError
 from connector_service.hosts.inline import InlineHost
-from connector_service.plugins import loader
 from connector_service.runtime.dispatcher import Dispatcher
 from connector_service.runtime.guarantees import Guarantees
 from connector_service.runtime.hooks import Happening, Hooks
 from connector_service.runtime.invoker import Invoker
-from connector_service.runtime.ledger_memory import MemoryLedger
 from connector_service.runtime.watchdog import Watchdog
 from connector_service.sdk.registry import Registry
+from connector_service.server.hosting import Hosting, make_hosts
+from connector_service.server.listening import listen, new_server
+from connector_service.server.parts import (
+    Idle,
+    configure,
+    load_plugins,
+    make_ledger,
+    offers,
+    refuse_idle,
+)
+from connector_service.server.run_dir import RunDir, run_dir
 from connector_service.telemetry.http import HttpServer
 from connector_service.telemetry.logging import LogHook
 from connector_service.telemetry.metrics import MetricsHook, ServiceMetrics
@@ -36,12 +43,15 @@ from connector_service.wire.binding import bind
 from connector_service.wire.status import classify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
     from types import ModuleType
 
-    from connector_service.config import Config, Listen
+    import grpc.aio
+
+    from connector_service.config import Config
+    from connector_service.hosts.outer import HostState
     from connector_service.plugins.loader import PluginRecord
-    from connector_service.runtime.ledger import Ledger
+    from connector_service.runtime.route import Conflict
 
 __all__ = ["Service", "build"]
 
@@ -62,10 +72,14 @@ def build(config: Config, registry: Registry | None = None) -> Service:
         OperatorError: A plugin failed under ``--strict``, or a connector refused its options.
     """
     records: list[PluginRecord] = []
+    idle: list[Idle] = []
     if registry is None:
         registry = Registry()
-        records = load_plugins(config, registry)
-    _configure(config, registry)
+        records, idle = load_plugins(config, registry)
+    idle += configure(config, registry)
+    if not config.hosts:
+        refuse_idle(idle)
+        idle = []
     metrics = ServiceMetrics()
     for record in records:
         if record.loaded or record.failed:
@@ -75,12 +89,15 @@ def build(config: Config, registry: Registry | None = None) -> Service:
     hooks = Hooks([MetricsHook(metrics), LogHook()])
     sections = config.connectors
     invoker = Invoker(lambda task_type: sections.get(task_type, ConnectorSection()).threads)
+    folder = RunDir(run_dir(config))
+    hosts = make_hosts(config, folder.path, metrics)
     dispatcher = Dispatcher(
-        [InlineHost(registry, invoker)],
+        [InlineHost(registry, invoker), *hosts],
         classify,
         hooks,
-        guarantees=Guarantees(_ledger(config), config.ledger, hooks),
+        guarantees=Guarantees(make_ledger(config), config.ledger, hooks),
         policies=sections,
+        offered=functools.partial(offers, config.plugins),
     )
     watchdog = Watchdog(
         registry,
@@ -89,54 +106,9 @@ def build(config: Config, registry: Registry | None = None) -> Service:
         ),
         isolate=invoker.isolate,
     )
-    _watch(metrics, dispatcher, invoker)
-    return Service(config, dispatcher, invoker, watchdog, metrics, records)
-
-
-def _ledger(config: Config) -> Ledger:
-    """Make the ledger that the settings name; only the one that is used is imported."""
-    settings = config.ledger
-    if settings.state_dir and settings.ledger_url:
-        raise ConfigError(
-            "state_dir and ledger_url exclude each other: created jobs are remembered in one place."
-        )
-    if settings.ledger_url:
-        from connector_service.runtime.ledger_redis import RedisLedger  # noqa: PLC0415
-
-        return RedisLedger(settings.ledger_url)
-    if settings.state_dir:
-        from connector_service.runtime.ledger_sqlite import SqliteLedger  # noqa: PLC0415
-
-        return SqliteLedger(settings.state_dir)
-    return MemoryLedger()
-
-
-def _watch(metrics: ServiceMetrics, dispatcher: Dispatcher, invoker: Invoker) -> None:
-    """Have the gauges read what they show when they are scraped."""
     metrics.abandoned_calls.set_function(lambda: len(invoker.abandoned()))
-    for category, route in dispatcher.routes.items():
-        calls = functools.partial(metrics.connector_calls.labels, category.name)
-        calls("running").set_function(functools.partial(getattr, route.bulkhead, "running"))
-        calls("waiting").set_function(functools.partial(getattr, route.bulkhead, "waiting"))
-
-
-def load_plugins(config: Config, registry: Registry) -> list[PluginRecord]:
-    """Load what the settings name into ``registry`` and keep what they choose.
-
-    Raises:
-        PluginError: Something failed, or a pattern matched nothing, and ``--strict`` is on.
-    """
-    plugins = config.plugins
-    records = loader.load(loader.sources(plugins.module), registry)
-    idle = registry.select(enable=plugins.enable, disable=plugins.disable)
-    if plugins.strict:
-        loader.refuse_failures(records)
-    for pattern in idle:
-        sentence = f"--enable/--disable {pattern} matches no registered task type"
-        if plugins.strict:
-            raise PluginError(f"{sentence}, and --strict is on.")
-        _log.warning(sentence)
-    return records
+    hosting = Hosting(hosts, metrics)
+    return Service(config, dispatcher, invoker, watchdog, metrics, records, hosting, folder, idle)
 
 
 class Service:
@@ -150,11 +122,17 @@ class Service:
         watchdog: Watchdog,
         metrics: ServiceMetrics,
         plugins: Sequence[PluginRecord],
+        hosting: Hosting,
+        folder: RunDir,
+        idle: Sequence[Idle],
     ) -> None:
         """Take the parts; ``build`` makes them."""
         self.config = config
         self.metrics = metrics
-        self.plugins = tuple(plugins)
+        self._plugins = tuple(plugins)
+        self._hosting = hosting
+        self._folder = folder
+        self._idle = tuple(idle)
         self.port = 0
         self.prometheus_port = 0
         self._dispatcher = dispatcher
@@ -165,37 +143,94 @@ class Service:
         self._http: HttpServer | None = None
         self._ready = False
         self._names: tuple[str, ...] = ()
+        self._reloading: asyncio.Future[Any] | None = None
 
     async def startup(self) -> None:
-        """Bind both ports and serve.
+        """Bind both ports, start the hosts, and serve.
 
         Raises:
-            StartupError: A port is taken, the address is not this machine's, or the ledger can
-                never work as it is configured.
+            OperatorError: A port is taken, the address is not this machine's, the ledger or a host
+                can never work as it is configured, or two hosts offer one task type.
         """
-        listen = self.config.listen
+        listen_on = self.config.listen
         self._http = HttpServer(
-            listen.host,
+            listen_on.host,
             self.config.metrics.prometheus_port,
             self.metrics.registry,
             lambda: self._ready,
             stuck=self._watchdog.stuck,
+            troubles=self._hosting.troubles,
         )
+        self.prometheus_port = self._http.port
         try:
-            await self._dispatcher.start()
-            self._server = _new_server(listen)
+            self._server = new_server(listen_on)
             self._names = self._add_services(self._server)
-            self.port = _bind(self._server, listen)
+            self.port = listen(self._server, listen_on)
+            # Alive while hosts start, which may take them a minute; ready when they have.
+            self._http.start()
+            await self._dispatcher.start()
+            if self._hosting:
+                await self._start_hosts(self._server)
+            self._follow_routes()
+            # Only now: the client forgets a task type that one answer of ListAgents lacks.
             await self._server.start()
         except BaseException:
-            self._http.close()
-            await self._dispatcher.close(0.0)
+            await self._abandon()
             raise
-        self.prometheus_port = self._http.port
-        self._http.start()
         self._watchdog.start(asyncio.get_running_loop())
         await self._set_health(_SERVING)
         self._ready = True
+
+    async def _start_hosts(self, server: grpc.aio.Server) -> None:
+        self._folder.open()
+        # The operator's own door: its folder is private to this user.
+        server.add_insecure_port(f"unix:{self._folder.admin_socket}")
+        await self._hosting.start(self._rerouted, strict=self.config.plugins.strict)
+        if conflicts := self._dispatcher.routes.refresh():
+            raise ConfigError(_contradiction(conflicts[0]))
+        refuse_idle(self._idle, [category.name for category in self._dispatcher.routes])
+
+    def _rerouted(self) -> None:
+        """Take up what a host serves now."""
+        for conflict in self._dispatcher.routes.refresh():
+            _log.error(_contradiction(conflict))
+        self._follow_routes()
+
+    def _follow_routes(self) -> None:
+        """Have the gauges of each connector read its bulkhead when they are scraped."""
+        for category, route in self._dispatcher.routes.items():
+            calls = functools.partial(self.metrics.connector_calls.labels, category.name)
+            calls("running").set_function(functools.partial(getattr, route.bulkhead, "running"))
+            calls("waiting").set_function(functools.partial(getattr, route.bulkhead, "waiting"))
+
+    async def _abandon(self) -> None:
+        """Leave nothing behind of a start that failed."""
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+        await self._hosting.close(0.0)
+        self._folder.close()
+        await self._dispatcher.close(0.0)
+        if self._http is not None:
+            self._http.close()
+            self._http = None
+
+    def plugins(self) -> Iterator[tuple[str, PluginRecord]]:
+        """Yield what became of each plugin, with the host that loaded it; empty is this process."""
+        for record in self._plugins:
+            yield "", record
+        yield from self._hosting.plugins()
+
+    def hosts(self) -> tuple[HostState, ...]:
+        """Tell how each host beside this process is."""
+        return self._hosting.states()
+
+    async def reload(self, name: str = "") -> Mapping[str, str]:
+        """Put fresh processes in the place of one host's, or of all; no call fails.
+
+        Returns each host's name with why its old processes stay, or nothing.
+        """
+        return await self._hosting.reload(name)
 
     async def drain(self) -> None:
         """Say NOT_SERVING, and keep serving until every prober has seen it."""
@@ -213,6 +248,8 @@ class Service:
             self._server = None
             # 2. Creates whose callers have gone end, in what is left of it, and are written down.
             await self._dispatcher.close(max(0.0, over - time.monotonic()))
+            await self._hosting.close(max(0.0, over - time.monotonic()))
+            self._folder.close()
         # 3. Threads of plain `def` connectors get no new work.
         self._watchdog.stop()
         self._invoker.shutdown()
@@ -224,14 +261,17 @@ class Service:
     async def run(self, announce: Callable[[Service], None] = lambda _: None) -> None:
         """Serve until SIGTERM or SIGINT, then drain and shut down; a second signal ends at once.
 
-        ``announce`` is called once the service answers, with its ports chosen.
+        SIGHUP reloads every host. ``announce`` is called once the service answers, with its ports
+        chosen.
 
         Raises:
-            StartupError: As ``startup``.
+            OperatorError: As ``startup``.
         """
         stopping = asyncio.Event()
-        with _signals(stopping):
-            await self.startup()
+        with _signals(stopping, self._reload_all):
+            if not await _until(stopping, self.startup()):
+                _log.info("stopped before it served")
+                return
             announce(self)
             await stopping.wait()
             _log.info(
@@ -245,11 +285,16 @@ class Service:
             await self.shutdown()
             _log.info("stopped")
 
+    def _reload_all(self) -> None:
+        """Reload every host, beside the calls; what came of it is logged."""
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.ensure_future(self.reload())
+
     def _add_services(self, server: grpc.aio.Server) -> tuple[str, ...]:
         spoken = [_PROTOCOLS[name] for name in self.config.listen.protocol]
         for protocol in spoken:
             protocol.add_to_server(server, self._dispatcher)
-        introspection.add_to_server(server, self.plugins)
+        introspection.add_to_server(server, self)
         health_service = health_pb2.DESCRIPTOR.services_by_name["Health"]
         bind(server, health_service, self._health)
         names = (
@@ -265,60 +310,9 @@ class Service:
             await self._health.set(name, status)
 
 
-def _new_server(listen: Listen) -> grpc.aio.Server:
-    limit = listen.max_request_mib * 1024 * 1024
-    return grpc.aio.server(
-        options=(
-            # A second service on the same port would start silently and steal connections.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.max_send_message_length", limit),
-            # Flyte 2's executor pings every 30 s; the default policy closes on the fourth.
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # Flyte 1 never pings: find out ourselves when a peer vanished without a word.
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            # Clients that keep one connection for life are spread over new replicas; grpc-core
-            # adds its own jitter of 10 %. The grace outlasts the longest call.
-            ("grpc.max_connection_age_ms", 300_000),
-            ("grpc.max_connection_age_grace_ms", 600_000),
-        )
-    )
-
-
-def _bind(server: grpc.aio.Server, listen: Listen) -> int:
-    host = f"[{listen.host}]" if ":" in listen.host else listen.host
-    try:
-        return server.add_insecure_port(f"{host}:{listen.port}")
-    except RuntimeError:
-        raise StartupError(
-            f"Cannot listen on {host}:{listen.port}: the port is taken or the address is not this"
-            f" machine's; choose another with --port or --host, or --port 0 for a free one."
-        ) from None
-
-
-def _configure(config: Config, registry: Registry) -> None:
-    """Give every connector its options; a section nobody owns is most likely misspelt."""
-    owned = {registration.category.name for registration in registry}
-    for name in config.connectors.keys() - owned:
-        _log.warning("[connectors.%s] is for a task type that is not registered", name)
-    for registration in registry:
-        section = config.connectors.get(registration.category.name)
-        try:
-            registration.connector.configure(section.options if section else {})
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"[connectors.{registration.category.name}.options]:"
-                f" {registration.connector.name} refused them: {type(error).__name__}: {error}."
-            ) from error
-
-
 @contextlib.contextmanager
-def _signals(stopping: asyncio.Event) -> Iterator[None]:
-    """Let SIGTERM and SIGINT ask for the end, and the second of them bring it at once.
+def _signals(stopping: asyncio.Event, reload: Callable[[], None]) -> Iterator[None]:
+    """Let SIGTERM and SIGINT ask for the end, the second of them bring it at once, SIGHUP reload.
 
     As process 1 a program without handlers never hears SIGTERM, so these are always set.
     """
@@ -333,8 +327,32 @@ def _signals(stopping: asyncio.Event) -> Iterator[None]:
 
     for number in asked:
         loop.add_signal_handler(number, on_signal, number)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     try:
         yield
     finally:
-        for number in asked:
+        for number in (*asked, signal.SIGHUP):
             loop.remove_signal_handler(number)
+
+
+async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Await ``work`` and return True, or cancel it and return False once ``stopping`` is set."""
+    doing = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({doing, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not doing.done():
+        doing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await doing
+        return False
+    await doing
+    return True
+
+
+def _contradiction(conflict: Conflict) -> str:
+    return (
+        f"Task type {conflict.category.spoken} is offered by {conflict.kept} and by"
+        f" {', '.join(conflict.refused)}: give one of these hosts a `prefer` that matches it, or"
+        f" disable it in the others."
+    )

@@ -38,10 +38,12 @@ class HttpServer:
         ready: Callable[[], bool],
         *,
         stuck: Callable[[], str] = str,
+        troubles: Callable[[], str] = str,
     ) -> None:
         """Bind at once, so that a busy port is known before anything else starts.
 
         ``stuck`` says what keeps the service from ever answering again; nothing is fine.
+        ``troubles`` says what an operator should look at while the service answers.
 
         Raises:
             StartupError: The port is taken or the address is not this machine's.
@@ -51,6 +53,7 @@ class HttpServer:
         self._metrics = make_wsgi_app(registry)
         self._ready = ready
         self._stuck = stuck
+        self._troubles = troubles
         try:
             self._server = make_server(
                 host, port, self._answer, server_class=_server_class(host), handler_class=_Handler
@@ -93,6 +96,9 @@ class HttpServer:
             ready = self._ready()
             status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
             text = "ready" if ready else "not ready: starting or draining"
+            # Still ready: one host's trouble must not take the others out of the balance.
+            if wrong := self._troubles():
+                text = f"{text}; {wrong}"
         # A list of its own: wsgiref adds the answer's length to it.
         start_response(f"{status.value} {status.phrase}", [_TEXT])
         return [text.encode() + b"\n"]

@@ -165,6 +165,22 @@ class ServiceMetrics:
             "Plain def calls that run on though nobody waits for them any more.",
             registry=self.registry,
         )
+        self.host_up = self._of_host("up", "1 while a host answers calls.")
+        self.host_crash_loop = self._of_host(
+            "crash_loop", "1 while a host's processes end again and again soon after their start."
+        )
+        self.host_workers = self._of_host("workers_up", "Processes of a host that answer.")
+        self.host_memory = self._of_host("memory_bytes", "Resident memory of a host's processes.")
+        self.host_calls = self._of_host("calls", "Calls that a host's processes run.")
+        self.host_plugins_failed = self._of_host(
+            "plugins_failed", "Plugins that a host could not load."
+        )
+        self.host_events = Counter(
+            "connector_service_host_events_total",
+            "What happened to a host's processes.",
+            ["host", "event"],
+            registry=self.registry,
+        )
         Info(
             "connector_service_build",
             "What is running.",
@@ -178,6 +194,9 @@ class ServiceMetrics:
                 "flyteidl": version("flyteidl"),
             }
         )
+
+    def _of_host(self, name: str, text: str) -> Gauge:
+        return Gauge(f"connector_service_host_{name}", text, ["host"], registry=self.registry)
 
 
 class MetricsHook(Hook):

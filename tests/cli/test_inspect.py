@@ -89,7 +89,7 @@ def test_a_running_service_is_listed_from_afar(service: Service, here: Cli) -> N
     run = here("list", "--endpoint", service.endpoint, "--json")
     job = {"name": "Job Connector", "is_sync": False, "task_types": ["job v0"], "operations": {}}
     ask = {"name": "Ask", "is_sync": True, "task_types": ["ask v0"], "operations": {}}
-    assert run.json == {"connectors": [ask, job], "plugins": []}
+    assert run.json == {"connectors": [ask, job], "plugins": [], "hosts": []}
 
 
 @pytest.mark.parametrize("name", ["Ask", "ask"])
@@ -137,7 +137,7 @@ def test_a_mistake_is_one_sentence_and_the_right_code(
     assert (run.code, run.out) == (code, "")
 
 
-@pytest.mark.parametrize("command", ["", "call", "list", "describe", "run", "serve"])
+@pytest.mark.parametrize("command", ["", "call", "list", "describe", "reload", "run", "serve"])
 def test_help_is_whole_sentences(command: str, here: Cli) -> None:
     """Each command's help says what it does, and the list of commands cuts none of them short."""
     run = here(*command.split(), "--help")

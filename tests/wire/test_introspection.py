@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import grpc
+import grpc.aio
+import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
@@ -13,14 +15,7 @@ from connector_service import config as settings
 from connector_service.server.server import build
 from connector_service.testing import Served, serve
 from connector_service.version import __version__
-from connector_service.wire.introspection import (
-    ListPluginsRequest,
-    ListPluginsResponse,
-    file_descriptor,
-)
-
-if TYPE_CHECKING:
-    import pytest
+from connector_service.wire.introspection import METHODS, file_descriptor
 
 PROTOS = Path(__file__).parents[2] / "protos"
 
@@ -92,6 +87,20 @@ async def test_list_plugins_tells_what_became_of_each(
 
 async def test_a_service_without_plugins_still_tells_its_version() -> None:
     """ListPlugins is answered by every service, with the release that it runs."""
+    request, response = METHODS["ListPlugins"]
+    async with serve() as served, grpc.aio.insecure_channel(served.endpoint) as channel:
+        ask = channel.unary_unary(
+            "/connector_service.v1.Introspection/ListPlugins",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        assert await ask(request()) == response(version=__version__)
+
+
+async def test_reload_is_refused_over_the_network() -> None:
+    """Whoever reaches the gRPC port cannot restart processes: that is for the unix socket."""
     async with serve() as served, served.client() as client:
-        response = await client._list_plugins(ListPluginsRequest())
-    assert response == ListPluginsResponse(version=__version__)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await client.reload()
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "connector-service reload" in str(refused.value.details())

@@ -1,0 +1,53 @@
+"""The gRPC server itself: its options, and where it listens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc.aio
+
+from connector_service.errors import StartupError
+
+if TYPE_CHECKING:
+    from connector_service.config import Listen
+
+__all__ = ["listen", "new_server"]
+
+
+def new_server(settings: Listen) -> grpc.aio.Server:
+    """Make a server for clients that stay for months and for some that vanish."""
+    limit = settings.max_request_mib * 1024 * 1024
+    return grpc.aio.server(
+        options=(
+            # A second service on the same port would start silently and steal connections.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", limit),
+            ("grpc.max_send_message_length", limit),
+            # Flyte 2's executor pings every 30 s; the default policy closes on the fourth.
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # Flyte 1 never pings: find out ourselves when a peer vanished without a word.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            # Clients that keep one connection for life are spread over new replicas; grpc-core
+            # adds its own jitter of 10 %. The grace outlasts the longest call.
+            ("grpc.max_connection_age_ms", 300_000),
+            ("grpc.max_connection_age_grace_ms", 600_000),
+        )
+    )
+
+
+def listen(server: grpc.aio.Server, settings: Listen) -> int:
+    """Bind the port and return it.
+
+    Raises:
+        StartupError: It is taken or the address is not this machine's.
+    """
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    try:
+        return server.add_insecure_port(f"{host}:{settings.port}")
+    except RuntimeError:
+        raise StartupError(
+            f"Cannot listen on {host}:{settings.port}: the port is taken or the address is not this"
+            f" machine's; choose another with --port or --host, or --port 0 for a free one."
+        ) from None
