@@ -9,7 +9,7 @@ import functools
 import inspect
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -155,7 +155,7 @@ class Lane:
             try:
                 loop.run_forever()
                 _log.warning("%s stopped its event loop; it goes on", self.name)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - as said below
                 # SystemExit and KeyboardInterrupt of a task that the connector itself started.
                 _log.warning("a task of %s tried to end the process", self.name, exc_info=True)
 
@@ -208,8 +208,13 @@ async def invoke(lane: Lane, method: Method, arguments: dict[str, Any]) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-async def iterate(lane: Lane, method: Method, arguments: dict[str, Any]) -> AsyncIterator[Any]:
-    """Run a method and yield its items: what it yields, a list's, or the one value it returns."""
+async def iterate(
+    lane: Lane, method: Method, arguments: dict[str, Any]
+) -> AsyncGenerator[Any, None]:
+    """Run a method and yield its items: what it yields, a list's, or the one value it returns.
+
+    Close it when you stop reading: that runs the ``finally`` of the connector's generator.
+    """
     source: Any
     if method.stream or method.generator:
         source = method.function(**arguments)
@@ -224,18 +229,29 @@ async def iterate(lane: Lane, method: Method, arguments: dict[str, Any]) -> Asyn
             if hasattr(items, "aclose"):
                 await items.aclose()
     elif isinstance(source, Iterator):
-        try:
-            while (
-                item := await lane.threads.run(functools.partial(next, source, _END))
-            ) is not _END:
+        async with contextlib.aclosing(_step(lane, source)) as steps:
+            async for item in steps:
                 yield item
-        finally:
-            close = getattr(source, "close", None)
-            if close is not None:
-                # A step that still runs on its thread cannot be closed under it.
-                lane.threads.spawn(functools.partial(attempt, close))
-    elif isinstance(source, Iterable) and isinstance(source, (list, tuple)):
+    elif isinstance(source, (list, tuple)):
         for item in source:
             yield item
     elif source is not None:
         yield source
+
+
+async def _step(lane: Lane, source: Iterator[Any]) -> AsyncGenerator[Any, None]:
+    """Step an iterator on the connector's threads."""
+    stepping = False
+    try:
+        while True:
+            stepping = True
+            item = await lane.threads.run(functools.partial(next, source, _END))
+            stepping = False
+            if item is _END:
+                return
+            yield item
+    finally:
+        close = getattr(source, "close", None)
+        # A step that still runs cannot be closed under it; the last to let go closes it then.
+        if close is not None and not stepping:
+            lane.threads.spawn(functools.partial(attempt, close))

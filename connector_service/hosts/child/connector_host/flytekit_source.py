@@ -13,13 +13,16 @@ import importlib.util
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import output
-from .engine import Engine, Lane, Method, Refusal, invoke, iterate
+from .engine import Engine, Lane, Method, invoke
 from .loading import Source, category_of, entry_points, load, modules, version
+from .plan import JOB_OPERATIONS, OPTIONAL, Fit, encoded, plan_job
 from .table import Category, Found, Options, Plugin, Request, Served, Work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ["GROUP", "REMEDY", "find"]
 
@@ -41,8 +44,8 @@ _OLD_NAMES = {
     "SyncAgentExecutorMixin": "SyncConnectorExecutorMixin",
     "AgentMetadata": "ConnectorMetadata",
 }
-_JOB_OPERATIONS = ("get", "delete", "get_metrics", "get_logs")
-_OPTIONAL = ("get_metrics", "get_logs")
+_CREATE = ("task_template", "inputs", "output_prefix", "task_execution_metadata")
+_DO = ("task_template", "inputs", "output_prefix")
 
 
 def find(options: Options, engine: Engine) -> Found:
@@ -56,7 +59,7 @@ def find(options: Options, engine: Engine) -> Found:
     output.adopt("flytekit", "user_space", "developer")
     kit = _Kit()
     kit.alias()
-    wanted = [*entry_points(GROUP), *modules(options.modules)]
+    wanted = [*(entry_points(GROUP) if options.entries else ()), *modules(options.modules)]
     plugins = load(wanted, kit.registered, kit.remove)
     core = [
         Source(name, module, f"flytekit {version('flytekit')}", _importing(module))
@@ -145,6 +148,16 @@ class _Kit:
         if self._stack is not None:
             self._stack.set(list(self._stack.get()))
 
+    async def resource(self, value: Any) -> Any:
+        """Return a message by flytekit's own type engine; older releases do so at once."""
+        if isinstance(value, self.messages.Resource):
+            return value
+        convert = getattr(value, "to_flyte_idl", None)
+        if not callable(convert):
+            raise TypeError(f"The connector returned {type(value).__name__}, no Resource.")
+        message = convert()
+        return await message if inspect.isawaitable(message) else message
+
 
 def _serve(kit: _Kit, engine: Engine, category: Category, connector: Any) -> Served:
     name = str(getattr(connector, "name", "") or type(connector).__name__)
@@ -155,12 +168,17 @@ def _serve(kit: _Kit, engine: Engine, category: Category, connector: Any) -> Ser
         works["do"] = _plan_do(kit, lane, connector)
     else:
         works["create"] = _plan_create(kit, lane, connector)
-        for operation in _JOB_OPERATIONS:
-            function = getattr(connector, operation, None)
-            if callable(function) and not (
-                operation in _OPTIONAL and _is_inherited(kit, connector, operation)
-            ):
-                works[operation] = _plan_job(kit, lane, connector, operation)
+        for operation in JOB_OPERATIONS:
+            if operation in OPTIONAL and _is_inherited(kit, connector, operation):
+                continue
+            works[operation] = plan_job(
+                lane,
+                connector,
+                operation,
+                messages=kit.messages,
+                offered=("resource_meta",),
+                to_resource=kit.resource,
+            )
     return Served(category, name, is_sync, (PROTOCOL,), connector, lane, works)
 
 
@@ -168,13 +186,13 @@ def _is_inherited(kit: _Kit, connector: Any, operation: str) -> bool:
     """Tell whether the method is flytekit's own, which only raises NotImplementedError."""
     for kind in type(connector).__mro__:
         if operation in vars(kind):
-            return kind.__module__ == kit.base.__name__
-    return False
+            return bool(kind.__module__ == kit.base.__name__)
+    return True  # a release that had no such operation
 
 
 def _plan_create(kit: _Kit, lane: Lane, connector: Any) -> Work:
     method = Method(connector.create)
-    fit = _fitting(method, ("task_template", "inputs", "output_prefix", "task_execution_metadata"))
+    fit = Fit(lane.name, method, _CREATE)
 
     async def create(request: Request) -> bytes:
         message = request.message
@@ -187,9 +205,8 @@ def _plan_create(kit: _Kit, lane: Lane, connector: Any) -> Work:
             given["task_execution_metadata"] = kit.task_execution_metadata.from_flyte_idl(
                 message.task_execution_metadata
             )
-        meta = await invoke(lane, method, fit(given))
-        data = meta if isinstance(meta, bytes) else _encoded(lane.name, meta)
-        answer: bytes = kit.messages.CreateTaskResponse(resource_meta=data).SerializeToString()
+        meta = encoded(lane.name, await invoke(lane, method, fit.arguments(given)))
+        answer: bytes = kit.messages.CreateTaskResponse(resource_meta=meta).SerializeToString()
         return answer
 
     return create
@@ -197,7 +214,7 @@ def _plan_create(kit: _Kit, lane: Lane, connector: Any) -> Work:
 
 def _plan_do(kit: _Kit, lane: Lane, connector: Any) -> Work:
     method = Method(connector.do)
-    fit = _fitting(method, ("task_template", "inputs", "output_prefix"))
+    fit = Fit(lane.name, method, _DO)
 
     async def do(request: Request) -> bytes:
         given = {
@@ -205,112 +222,12 @@ def _plan_do(kit: _Kit, lane: Lane, connector: Any) -> Work:
             "inputs": kit.literal_map.from_flyte_idl(request.inputs),
             "output_prefix": request.message.output_prefix,
         }
-        value = await invoke(lane, method, fit(given))
-        resource = await _resource(kit, lane.name, "do", value)
+        resource = await kit.resource(await invoke(lane, method, fit.arguments(given)))
         header = kit.messages.ExecuteTaskSyncResponseHeader(resource=resource)
         answer: bytes = kit.messages.ExecuteTaskSyncResponse(header=header).SerializeToString()
         return answer
 
     return do
-
-
-def _plan_job(kit: _Kit, lane: Lane, connector: Any, operation: str) -> Work:
-    method = Method(getattr(connector, operation))
-    fit = _fitting(method, ("resource_meta",))
-
-    def arguments(request: Request) -> dict[str, Any]:
-        try:
-            meta = connector.metadata_type.decode(request.message.resource_meta)
-        except Exception as error:
-            raise Refusal(
-                "INVALID_ARGUMENT",
-                f"The resource meta is not one of {lane.name}'s: {type(error).__name__}.",
-            ) from error
-        return fit({"resource_meta": meta})
-
-    async def get(request: Request) -> bytes:
-        value = await invoke(lane, method, arguments(request))
-        resource = await _resource(kit, lane.name, operation, value)
-        answer: bytes = kit.messages.GetTaskResponse(resource=resource).SerializeToString()
-        return answer
-
-    async def delete(request: Request) -> bytes:
-        await invoke(lane, method, arguments(request))
-        return b""
-
-    async def get_metrics(request: Request) -> bytes:
-        value = await invoke(lane, method, arguments(request))
-        return _serialized(lane.name, operation, value, "GetTaskMetricsResponse")
-
-    async def get_logs(request: Request) -> None:
-        if request.send is None:
-            raise RuntimeError("A stream has no reader.")
-        async with contextlib.aclosing(iterate(lane, method, arguments(request))) as items:
-            async for item in items:
-                await request.send(_serialized(lane.name, operation, item, "GetTaskLogsResponse"))
-
-    plans: Mapping[str, Work] = {
-        "get": get,
-        "delete": delete,
-        "get_metrics": get_metrics,
-        "get_logs": get_logs,
-    }
-    return plans[operation]
-
-
-def _fitting(
-    method: Method, offered: tuple[str, ...]
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Inspect what a method takes, once, and return what leaves out the rest.
-
-    One that names the resource meta otherwise gets it all the same.
-    """
-    try:
-        parameters = list(inspect.signature(method.function).parameters.values())
-    except (TypeError, ValueError):  # nothing to inspect: it takes what flytekit passes
-        return lambda given: given
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return lambda given: given
-    named = [
-        parameter.name
-        for parameter in parameters
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    ]
-    if offered == ("resource_meta",) and "resource_meta" not in named and named:
-        own = named[0]
-        return lambda given: {own: given["resource_meta"]}
-    taken = tuple(name for name in offered if name in named)
-    return lambda given: {name: given[name] for name in taken if name in given}
-
-
-def _encoded(name: str, meta: Any) -> bytes:
-    encode = getattr(meta, "encode", None)
-    if not callable(encode) or isinstance(meta, str):
-        raise TypeError(f"{name}'s create returned {type(meta).__name__}, no ResourceMeta.")
-    data = encode()
-    if not isinstance(data, bytes):
-        raise TypeError(f"{name}'s resource meta encodes to {type(data).__name__}, no bytes.")
-    return data
-
-
-async def _resource(kit: _Kit, name: str, operation: str, value: Any) -> Any:
-    """Return a message by flytekit's own type engine; older releases do so without awaiting."""
-    if isinstance(value, kit.messages.Resource):
-        return value
-    convert = getattr(value, "to_flyte_idl", None)
-    if not callable(convert):
-        raise TypeError(f"{name}'s {operation} returned {type(value).__name__}, no Resource.")
-    message = convert()
-    return await message if inspect.isawaitable(message) else message
-
-
-def _serialized(name: str, operation: str, value: Any, wanted: str) -> bytes:
-    if value is None:
-        return b""
-    if getattr(getattr(value, "DESCRIPTOR", None), "name", "") != wanted:
-        raise TypeError(f"{name}'s {operation} returned {type(value).__name__}, no {wanted}.")
-    data: bytes = value.SerializeToString()
-    return data
 
 
 def _load_core(core: list[Source], kit: _Kit) -> list[Plugin]:

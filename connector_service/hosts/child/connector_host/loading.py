@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .output import redact
 from .table import Category, Plugin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 __all__ = ["Source", "category_of", "entry_points", "load", "modules", "version"]
 
@@ -36,7 +39,7 @@ class Source:
 
 def entry_points(group: str) -> list[Source]:
     """List the installed entry points of ``group``, by name."""
-    found = {}
+    found: dict[tuple[str, str], Any] = {}
     for entry in importlib.metadata.entry_points(group=group):
         found.setdefault((entry.name, entry.value), entry)  # a path may be searched twice
     return [
@@ -51,7 +54,7 @@ def modules(names: Iterable[str]) -> list[Source]:
     if names and here not in sys.path:
         sys.path.append(here)
     return [
-        Source(name, name, "", lambda name=name: importlib.import_module(name)) for name in names
+        Source(name, name, "", functools.partial(importlib.import_module, name)) for name in names
     ]
 
 
@@ -99,7 +102,7 @@ def version(distribution: str) -> str:
 
 def category_of(name: object, number: object) -> Category:
     """Return a task category as this program has it, whatever a connector put in its own."""
-    return str(name), int(number or 0)  # type: ignore[call-overload, no-any-return]
+    return str(name), int(number or 0)  # type: ignore[call-overload]
 
 
 def _failed(source: Source, error: BaseException) -> Plugin:

@@ -10,8 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -19,6 +18,9 @@ from google.protobuf.message import DecodeError
 
 from .engine import Failure, Refusal
 from .table import Category, Request, Served, Table
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 __all__ = ["Service", "open_server"]
 
@@ -103,7 +105,8 @@ class Service:
             try:
                 return await answer(data, context)
             except Refusal as refusal:
-                code, details, metadata = refusal.code, refusal.details, ()
+                code, details = refusal.code, refusal.details
+                metadata: tuple[tuple[str, bytes], ...] = ()
             except Failure as failure:
                 code, details = "UNKNOWN", failure.name
                 metadata = ((ERROR, failure.facts),)

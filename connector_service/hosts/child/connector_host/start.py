@@ -1,4 +1,4 @@
-"""The life of a child: its settings come in, its sources load, it serves, it ends with its parent."""
+"""The life of a child: it reads its settings, loads its sources, serves, ends with its parent."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def main() -> NoReturn:
     except CannotStartError as error:
         output.say("connector-host-error", {"error": output.redact(str(error))})
         _leave(CANNOT_START)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it was, the process ends here
         _log.critical("the child failed", exc_info=True)
         _leave(1)
     _leave(0)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .engine import Lane
+if TYPE_CHECKING:
+    from .engine import Lane
 
 __all__ = ["Category", "Found", "Options", "Plugin", "Request", "Served", "Table", "Work"]
 

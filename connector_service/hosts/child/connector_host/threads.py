@@ -8,8 +8,10 @@ import contextvars
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Threads", "attempt"]
 
@@ -162,5 +164,5 @@ def attempt(function: Callable[[], Any]) -> None:
     """Call ``function``; what it raises is only logged, for nobody waits for it."""
     try:
         function()
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - only the log is left to tell
         _log.warning("a connector's generator failed while it was closed", exc_info=True)
