@@ -80,12 +80,13 @@ class Flyte:
         request = self.messages.GetTaskLogsRequest(**self._job(meta, task_type), **more)
         return [message async for message in self.jobs.GetTaskLogs(request, timeout=30)]
 
-    async def do(self, template: Any, inputs: Any = None) -> Any:
+    async def do(self, template: Any, inputs: Any = None, *, prefix: str = "mem://out") -> Any:
         """Run a sync task as this client would: in one call, or by create and its first poll."""
         if not self.is_first:
-            return await self.get(await self.create(template, inputs), template.type)
+            meta = await self.create(template, inputs, prefix=prefix)
+            return await self.get(meta, template.type)
         request = agent_pb2.ExecuteTaskSyncRequest
-        header = agent_pb2.CreateRequestHeader(template=template, output_prefix="mem://out")
+        header = agent_pb2.CreateRequestHeader(template=template, output_prefix=prefix)
         given = agent_pb2.ExecuteTaskSyncRequest(inputs=inputs)
         given.inputs.SetInParent()
         call = self.sync.ExecuteTaskSync(iter((request(header=header), given)), timeout=30)

@@ -7,18 +7,13 @@ serve the same environment of packages with the same settings, over the same bac
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
-import os
-import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon import COMMAND, Daemon
 from flyte_clients import Flyte
 from flyteidl.core import tasks_pb2
 from upstream.backends.aws import Aws
@@ -26,13 +21,14 @@ from upstream.backends.bigquery import BigQuery
 from upstream.backends.databricks import Databricks
 from upstream.backends.keys import Keys, make_keys
 from upstream.backends.openai import OpenAi
-from upstream.backends.program import Program, bare_environment, free_port, interpreter
+from upstream.backends.program import interpreter
 from upstream.backends.snowflake import Snowflake
 from upstream.backends.webhook import Webhook
+from upstream.driving import calling
+from upstream.servers import Server, serving, templates
 
 HERE = Path(__file__).parent
-HOST = "flytekit"
-SERVED = [("upstream", "flyteidl"), ("ours", "flyteidl"), ("ours", "flyteidl2")]
+SERVED = [("theirs", "flyteidl"), ("ours", "flyteidl"), ("ours", "flyteidl2")]
 
 
 @dataclass
@@ -85,90 +81,43 @@ def backends(
 
 
 @pytest.fixture(scope="session")
-def templates(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, bytes]:
+def tasks(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, bytes]:
     """The templates of ``tasks_program.py``, by name."""
-    done = subprocess.run(
-        [python, "-W", "ignore", HERE / "tasks_program.py"],
-        env=bare_environment(tmp_path_factory.mktemp("tasks")),
-        stdout=subprocess.PIPE,
-        check=True,
-        timeout=120,
-    )
-    return {name: base64.b64decode(text) for name, text in json.loads(done.stdout).items()}
+    return templates(python, HERE / "tasks_program.py", tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture
-def template(templates: Mapping[str, bytes]) -> Any:
+def template(tasks: Mapping[str, bytes]) -> Any:
     """Give a fresh template by its name."""
-    return lambda name: tasks_pb2.TaskTemplate.FromString(templates[name])
+    return lambda name: tasks_pb2.TaskTemplate.FromString(tasks[name])
 
 
 @pytest.fixture(scope="session")
 def theirs(
     python: Path, backends: Backends, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Program]:
+) -> Iterator[Server]:
     """Upstream's own server."""
-    port = free_port()
-    command = [python.with_name("pyflyte"), "serve", "connector", "--port", str(port)]
-    command += ["--prometheus_port", str(free_port())]
-    with Program(command, port, tmp_path_factory.mktemp("pyflyte"), backends.settings()) as program:
-        yield program
-
-
-def write_config(folder: Path, python: Path, settings: Mapping[str, str]) -> Path:
-    """Write a configuration whose one process host serves the plugins, every type of them."""
-    lines = [f"[hosts.{HOST}]", f"python = {json.dumps(str(python))}"]
-    lines += ['sources = ["flytekit"]', 'enable = ["*"]', f"[hosts.{HOST}.env]"]
-    # A JSON string is a TOML string, the RSA key's line ends included.
-    lines += [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
-    path = folder / "service.toml"
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-@contextlib.contextmanager
-def serving(folder: Path, *flags: str) -> Iterator[Daemon]:
-    """Run the installed service for a block; its errors are kept in the daemon."""
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("CONNECTOR_SERVICE_")}
-    process = subprocess.Popen(
-        [COMMAND, "serve", "--port=0", "--prometheus-port=0", "--drain-delay=0", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environ | {"HOME": str(folder)},
-        cwd=folder,
-    )
-    try:
-        daemon = Daemon(process)
-        yield daemon
-        process.terminate()
-        daemon.wait()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        for pipe in (process.stdout, process.stderr):
-            assert pipe is not None
-            pipe.close()
+    folder = tmp_path_factory.mktemp("theirs")
+    with serving("theirs", "flytekit", python, folder, backends.settings()) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def ours(
     python: Path, backends: Backends, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Daemon]:
-    """This service, with the plugins in a process host."""
+) -> Iterator[Server]:
+    """This service, with the plugins in a process host, flytekit's own webhook and sensor too."""
     folder = tmp_path_factory.mktemp("ours")
-    path = write_config(folder, python, backends.settings())
-    with serving(folder, "--config", str(path)) as daemon:
-        yield daemon
+    settings = backends.settings()
+    with serving("ours", "flytekit", python, folder, settings, enable=["*"]) as server:
+        yield server
 
 
 @pytest.fixture(params=SERVED, ids="-".join)
 async def flyte(request: pytest.FixtureRequest) -> AsyncIterator[Flyte]:
     """Flyte's own client at one of the servers; its ``is_ours`` tells at which."""
-    who, protocol = request.param
-    server = request.getfixturevalue("theirs" if who == "upstream" else "ours")
-    client = Flyte(protocol, server.address if who == "upstream" else server.endpoint)
-    client.is_ours = who == "ours"
-    yield client
-    await client.channel.close()
+    side, protocol = request.param
+    server: Server = request.getfixturevalue(side)
+    async with calling(protocol, server.endpoint) as client:
+        client.is_ours = side == "ours"
+        yield client

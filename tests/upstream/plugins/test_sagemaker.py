@@ -1,0 +1,113 @@
+"""flytekitplugins-awssagemaker against moto's server: plain calls, jobs and endpoints.
+
+moto ends every job at once; where a test needs one that still runs or that failed, it writes the
+state into moto's own store.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import uuid
+from typing import Any
+
+import grpc
+import pytest
+from flyte_clients import Flyte
+from upstream.plugins.conftest import Backends
+from upstream.plugins.jobs import FAILED, RUNNING, SUCCEEDED, absorbed, ended, inputs, outputs
+
+# The connector opens its output's store by fsspec's name.
+PREFIX = "memory://out"
+
+
+@pytest.fixture
+def name() -> str:
+    """A name of this test's own, for the account is shared."""
+    return f"job-{uuid.uuid4().hex[:12]}"
+
+
+async def make_endpoint(flyte: Flyte, template: Any, name: str) -> bytes:
+    """Make a model, its configuration and an endpoint, as a SageMaker workflow does."""
+    for step in ("boto_model", "boto_config"):
+        resource = await flyte.do(template(step), inputs(name=name), prefix=PREFIX)
+        assert resource.phase == SUCCEEDED
+    return await flyte.create(template("endpoint"), inputs(name=name))
+
+
+async def test_a_plain_call_is_made(flyte: Flyte, template: Any) -> None:
+    """A boto task, a sync one, succeeds with what AWS answered."""
+    resource = await flyte.do(template("boto_list"), prefix=PREFIX)
+    assert resource.phase == SUCCEEDED
+    kind, packed = outputs(resource)["result"]
+    assert kind == "msgpack"
+    assert b"TrainingJobSummaries" in packed
+
+
+async def test_a_plain_call_that_is_refused(flyte: Flyte, template: Any) -> None:
+    """A call that AWS refuses is an error for the caller."""
+    with pytest.raises(grpc.aio.AioRpcError):
+        await flyte.do(template("boto_failing"), prefix=PREFIX)
+
+
+async def test_a_training_job_goes_its_way(
+    flyte: Flyte, template: Any, backends: Backends, name: str
+) -> None:
+    """A training job is RUNNING, then succeeds and names its model; its meta is cloudpickle's."""
+    meta = await flyte.create(template("training"), inputs(name=name))
+    assert any("SageMakerTrainingJobMetadata" in str(arg) for _, arg, _ in pickletools.genops(meta))
+    backends.aws.control(
+        "training_jobs", name, training_job_status="InProgress", secondary_status="Training"
+    )
+    resource = await flyte.get(meta, "sagemaker-training-job")
+    assert (resource.phase, resource.message) == (RUNNING, "Training")
+    backends.aws.control("training_jobs", name, training_job_status="Completed")
+    resource = await flyte.get(meta, "sagemaker-training-job")
+    assert resource.phase == SUCCEEDED
+    assert f"s3://acme/out/{name}/output/model.tar.gz".encode() in outputs(resource)["result"][1]
+
+
+async def test_a_training_job_that_fails(
+    flyte: Flyte, template: Any, backends: Backends, name: str
+) -> None:
+    """A training job that SageMaker ends as failed is FAILED with its reason."""
+    meta = await flyte.create(template("training"), inputs(name=name))
+    backends.aws.control(
+        "training_jobs", name, training_job_status="Failed", failure_reason="no data"
+    )
+    resource = await flyte.get(meta, "sagemaker-training-job")
+    assert (resource.phase, resource.message) == (FAILED, "no data")
+
+
+async def test_a_running_processing_job_is_stopped(
+    flyte: Flyte, template: Any, backends: Backends, name: str
+) -> None:
+    """Delete stops a running processing job; its next poll says that it did not succeed."""
+    meta = await flyte.create(template("processing"), inputs(name=name))
+    backends.aws.control("processing_jobs", name, processing_job_status="InProgress")
+    assert (await flyte.get(meta, "sagemaker-processing-job")).phase == RUNNING
+    await flyte.delete(meta, "sagemaker-processing-job")
+    assert (await flyte.get(meta, "sagemaker-processing-job")).phase == FAILED
+
+
+async def test_an_endpoint_comes_up_and_goes(
+    flyte: Flyte, template: Any, backends: Backends, name: str
+) -> None:
+    """An endpoint is RUNNING while it is made, then succeeds; delete removes it."""
+    meta = await make_endpoint(flyte, template, name)
+    backends.aws.control("endpoints", name, endpoint_status="Creating")
+    assert (await flyte.get(meta, "sagemaker-endpoint")).phase == RUNNING
+    backends.aws.control("endpoints", name, endpoint_status="InService")
+    _, resource = await ended(flyte, meta, "sagemaker-endpoint")
+    assert resource.phase == SUCCEEDED
+    assert name.encode() in outputs(resource)["result"][1]
+    await flyte.delete(meta, "sagemaker-endpoint")
+    assert not backends.aws.control("endpoints", name)
+
+
+async def test_an_endpoint_in_a_state_that_nobody_knows(
+    flyte: Flyte, template: Any, backends: Backends, name: str
+) -> None:
+    """A state that the plugin has no phase for is RUNNING here, an error at upstream's server."""
+    meta = await make_endpoint(flyte, template, name)
+    backends.aws.control("endpoints", name, endpoint_status="Updating")
+    await absorbed(flyte, meta, "sagemaker-endpoint")
