@@ -39,9 +39,14 @@ class Case(NamedTuple):
     large: bool = False
 
     @property
-    def polls(self) -> bool:
-        """Tell whether it is a poll: those have a connector that counts them."""
-        return self.path.endswith("/GetTask")
+    def counted(self) -> bool:
+        """Tell whether its connector counts the calls that reach it, and can be asked."""
+        return self.target != "sync_1k"
+
+    @property
+    def get_path(self) -> str:
+        """The path of its protocol's GetTask."""
+        return _JOBS[self.protocol] + "GetTask"
 
 
 def _get(name: str, target: str, title: str, protocol: str, task_type: str) -> Case:

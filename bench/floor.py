@@ -14,17 +14,13 @@ from typing import Any
 
 import grpc.aio
 from flyteidl.admin import agent_pb2
-from flyteidl.core import execution_pb2, literals_pb2
+from flyteidl.core import execution_pb2
 from flyteidl.service import agent_pb2_grpc
 from flyteidl2.connector import connector_pb2, service_pb2_grpc
 from flyteidl2.core import execution_pb2 as execution2_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-_OUTPUTS = literals_pb2.LiteralMap()
-for _name, _value in (("text", "a result"), ("more", "another result")):
-    _OUTPUTS.literals[_name].scalar.primitive.string_value = _value
-_OUTPUTS.literals["count"].scalar.primitive.integer = 42
-_OUTPUTS.literals["ratio"].scalar.primitive.float_value = 0.5
+from bench.messages import outputs
 
 _META = b'{"job": "0000000000"}'
 
@@ -33,7 +29,7 @@ class _Jobs:
     def __init__(self, messages: Any, phases: Any) -> None:
         running = messages.Resource(phase=phases.TaskExecution.RUNNING)
         ended = messages.Resource(phase=phases.TaskExecution.SUCCEEDED)
-        ended.outputs.MergeFromString(_OUTPUTS.SerializeToString())
+        ended.outputs.MergeFromString(outputs().SerializeToString())
         self._created = messages.CreateTaskResponse(resource_meta=_META)
         self._running = messages.GetTaskResponse(resource=running)
         self._ended = messages.GetTaskResponse(resource=ended)
@@ -60,7 +56,7 @@ class _Jobs2(_Jobs, service_pb2_grpc.AsyncConnectorServiceServicer):
 
 class _Sync(agent_pb2_grpc.SyncAgentServiceServicer):
     def __init__(self) -> None:
-        resource = agent_pb2.Resource(phase=execution_pb2.TaskExecution.SUCCEEDED, outputs=_OUTPUTS)
+        resource = agent_pb2.Resource(phase=execution_pb2.TaskExecution.SUCCEEDED, outputs=outputs())
         header = agent_pb2.ExecuteTaskSyncResponseHeader(resource=resource)
         self._answer = agent_pb2.ExecuteTaskSyncResponse(header=header)
 

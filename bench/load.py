@@ -9,6 +9,7 @@ much faster this is than any server it measures.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import socket
 import struct
@@ -16,7 +17,7 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-__all__ = ["Body", "Connection", "Load", "LoadError", "Sample"]
+__all__ = ["Body", "Connection", "Load", "LoadError", "Sample", "ask", "frame_message"]
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0, 1, 3, 4, 6, 7, 8
@@ -76,6 +77,23 @@ class Sample(NamedTuple):
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
+def frame_message(message: bytes) -> bytes:
+    """Frame a message as gRPC does: not compressed, and behind its length."""
+    return struct.pack(">BI", 0, len(message)) + message
+
+
+def ask(port: int, path: str, message: bytes) -> bytes:
+    """Make one call on a connection of its own and return the message that answers it.
+
+    Raises:
+        LoadError: The call failed, or was answered with no message.
+        OSError: Nobody listens there.
+    """
+    load = Load(path, Body(frame_message(message)), in_flight=1)
+    with contextlib.closing(Connection("127.0.0.1", port, load)) as connection:
+        return connection.ask()
+
+
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return _HEADER.pack(len(payload) >> 8, len(payload) & 255, kind, flags, stream) + payload
 
@@ -133,6 +151,7 @@ class Connection:
         self._sending: deque[tuple[int, memoryview]] = deque()
         self._started: dict[int, float] = {}
         self._number = 0
+        self._kept: bytes | None = None
         hello = _settings(table=0, push=0, window=_MOST_WINDOW)
         raise_window = struct.pack(">I", _MOST_WINDOW - 65_535)
         self._socket.sendall(
@@ -170,7 +189,7 @@ class Connection:
             ready = min(self._load.in_flight, left)
             while True:
                 left -= ready
-                out = [self._open(clock) for _ in range(ready)]
+                out = [self._open() for _ in range(ready)]
                 self._send(out)
                 if not self._started:
                     break
@@ -186,9 +205,22 @@ class Connection:
                 gc.enable()
         return Sample(len(latencies), ended - began, latencies, self._received - received, own)
 
+    def ask(self, number: int = 0) -> bytes:
+        """Make one call and return the message that answers it, or the first of them.
+
+        Raises:
+            LoadError: The call failed, or was answered with no message.
+        """
+        self._kept = b""
+        self.run(calls=1, first=number)
+        kept, self._kept = self._kept, None
+        if len(kept) < 5:
+            raise LoadError("The call was answered with no message.")
+        return kept[5 : 5 + int.from_bytes(kept[1:5], "big")]
+
     # --- frames --------------------------------------------------------------------------------
 
-    def _open(self, clock: object) -> bytes:
+    def _open(self) -> bytes:
         """Begin a call; return what is to be sent now, the rest waits for the server's windows."""
         stream = self._stream
         self._stream += 2
@@ -250,6 +282,8 @@ class Connection:
                 break
             if kind == _DATA:
                 self._credit += end - at - 9
+                if self._kept is not None:
+                    self._kept += data[at + 9 : end]
                 if flags & _END_STREAM:
                     self._ended(stream, b"", check=check)
                     finished.append(stream)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import struct
 from typing import Any
 
 from flyteidl.admin import agent_pb2
 from flyteidl.core import literals_pb2, tasks_pb2, types_pb2
 from flyteidl2.connector import connector_pb2
 
-from bench.load import Body
+from bench.behaviour import OUTPUTS
+from bench.load import Body, frame_message
 
-__all__ = ["FLYTE1", "FLYTE2", "create", "execute", "get", "inputs_1k", "inputs_1m"]
+__all__ = ["FLYTE1", "FLYTE2", "create", "execute", "get", "inputs_1k", "inputs_1m", "outputs"]
 
 FLYTE1, FLYTE2 = "flyteidl", "flyteidl2"
 
@@ -92,6 +92,20 @@ def inputs_1m() -> literals_pb2.LiteralMap:
     return inputs
 
 
+def outputs() -> literals_pb2.LiteralMap:
+    """Return what the measured connectors answer with, as literals."""
+    literals = literals_pb2.LiteralMap()
+    for name, value in OUTPUTS.items():
+        primitive = literals.literals[name].scalar.primitive
+        if isinstance(value, str):
+            primitive.string_value = value
+        elif isinstance(value, int):
+            primitive.integer = value
+        else:
+            primitive.float_value = value
+    return literals
+
+
 def _prefix() -> str:
     return f"s3://flyte/metadata/propeller/project-development-{_COUNTER.decode()}/n0/data/0"
 
@@ -129,9 +143,7 @@ def _type_of(literal: literals_pb2.Literal) -> types_pb2.LiteralType:
 
 
 def _body(*messages: Any) -> Body:
-    """Frame messages as gRPC does: not compressed, and each behind its length."""
-    parts = [message.SerializeToString() for message in messages]
-    data = b"".join(struct.pack(">BI", 0, len(part)) + part for part in parts)
+    data = b"".join(frame_message(message.SerializeToString()) for message in messages)
     at = data.find(_COUNTER)
     if at < 0 or data.count(_COUNTER) > 1:
         raise ValueError("A request has exactly one counter.")

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
+from bench.environments import python_of
+from bench.load import LoadError, ask
 from bench.messages import FLYTE1, FLYTE2
 from bench.process import SERVER_CORE, free_port, on_core
 
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 
     from bench.cases import Case
 
-__all__ = ["PEERS", "ROOT", "Peer", "Running"]
+__all__ = ["PEERS", "Peer", "Running"]
 
-ROOT = Path(__file__).parent.parent
-_PATIENCE = 60.0  # seconds until a server must be SERVING
-
+_ROOT = Path(__file__).parent.parent
+_PATIENCE = 120.0  # seconds until a server must be SERVING; under valgrind they take many
+_HEALTH = "/grpc.health.v1.Health/Check"
 _SERVE = "from connector_service.cli.main import main; main()"
+# What would steer a server from the outside.
+_STEERING = ("CONNECTOR_SERVICE_", "GRPC_", "FLYTE_", "MALLOC_", "PYTHON", "LD_PRELOAD")
 
 
 class Running(NamedTuple):
@@ -37,109 +40,88 @@ class Running(NamedTuple):
     port: int
     seconds: float  # from its start to SERVING
 
-    def channel(self) -> grpc.Channel:
-        """Return a channel of grpc's own to it."""
-        return _channel(self.port)
-
 
 class Peer(NamedTuple):
-    """A server to measure; ``python`` is the environment it needs."""
+    """A server to measure.
+
+    ``command`` makes its command line of a port and one for metrics; ``crosses`` says that it
+    answers a protocol for connectors in the other's shape. ``python`` is the interpreter of an
+    environment of its own; empty is the running one, with the connector service of the checkout.
+    """
 
     name: str
-    command: Callable[[str, int], list[str]]
+    command: Callable[[int, int], list[str]]
     protocols: tuple[str, ...] = (FLYTE1, FLYTE2)
     crosses: bool = True
-    environment: str = ""  # folder of its own environment; ours and the floors' is the running one
-
-    @property
-    def python(self) -> str:
-        """The interpreter of its environment."""
-        return str(ROOT / self.environment / "bin/python") if self.environment else sys.executable
-
-    @property
-    def missing(self) -> bool:
-        """Tell whether its environment has not been made."""
-        return not Path(self.python).exists()
+    plain: bool = True
+    counts: bool = True
+    python: str = ""
 
     def answers(self, case: Case) -> bool:
         """Tell whether it knows such calls at all."""
-        return case.protocol in self.protocols and (case.native or self.crosses)
+        return (
+            case.protocol in self.protocols
+            and (case.native or self.crosses)
+            and (case.target != "plain" or self.plain)
+        )
+
+    def in_environment(self) -> Peer:
+        """Return this peer as it runs in its locked environment."""
+        return self._replace(python=str(python_of(self.name)))
 
     @contextlib.contextmanager
-    def serve(self, prefix: tuple[str, ...] = ()) -> Iterator[Running]:
+    def serve(
+        self, prefix: tuple[str, ...] = (), settle: float = 0.0
+    ) -> Iterator[Running]:
         """Serve on the server's core until the block ends; ``prefix`` is a command to run it by.
 
         Raises:
-            RuntimeError: It ended, or did not become SERVING; the message has what it wrote.
+            RuntimeError: It ended, or did not become SERVING; the notes have what it wrote.
         """
-        port = free_port()
-        command = [*prefix, *self.command(self.python, port)]
-        # Nothing from the shell steers what is measured.
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("CONNECTOR_SERVICE_", "GRPC_", "FLYTE_", "MALLOC_", "PYTHON"))
-        } | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
-        with tempfile.TemporaryFile() as log, on_core(SERVER_CORE):
-            began = time.perf_counter()
-            process = subprocess.Popen(  # noqa: S603 - our own command
-                command, cwd=ROOT, env=environment, stdout=log, stderr=log
-            )
+        with contextlib.ExitStack() as stack:
+            home = _ROOT
+            if self.python:  # nothing of the checkout but the bench may be found
+                home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                (home / "bench").symlink_to(Path(__file__).parent)
+            port = free_port()
+            command = [
+                *prefix,
+                self.python or sys.executable,
+                *self.command(port, free_port()),
+            ]
+            environment = {
+                name: value for name, value in os.environ.items() if not name.startswith(_STEERING)
+            } | {"PYTHONPATH": str(home), "PYTHONHASHSEED": "0"}
+            log = stack.enter_context(tempfile.TemporaryFile())
+            with on_core(SERVER_CORE):
+                began = time.perf_counter()
+                process = subprocess.Popen(  # noqa: S603 - our own command
+                    command, cwd=home, env=environment, stdout=log, stderr=log
+                )
+            stack.callback(_stop, process)
             try:
                 _wait_until_serving(process, port)
-            except BaseException as error:
-                _stop(process)
+            except RuntimeError as error:
                 log.seek(0)
                 error.add_note(log.read()[-4000:].decode(errors="replace"))
                 raise
             running = Running(process.pid, port, time.perf_counter() - began)
-        try:
+            time.sleep(settle)
             yield running
-        finally:
-            _stop(process)
-
-
-def _channel(port: int) -> grpc.Channel:
-    return grpc.insecure_channel(
-        f"127.0.0.1:{port}",
-        options=(
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.max_receive_message_length", -1),
-        ),
-    )
 
 
 def _wait_until_serving(process: subprocess.Popen[bytes], port: int) -> None:
-    """Ask a plain socket until somebody listens, then health: grpc's own back-off is coarse."""
     until = time.monotonic() + _PATIENCE
-    while not _listens(port):
+    request = health_pb2.HealthCheckRequest().SerializeToString()
+    while time.monotonic() < until:
         if process.poll() is not None:
-            raise RuntimeError(f"The server ended with {process.returncode} before it listened.")
-        if time.monotonic() > until:
-            raise RuntimeError(f"The server did not listen within {_PATIENCE:g} s.")
-        time.sleep(0.002)
-    with _channel(port) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        while True:
-            answer = health.Check(
-                health_pb2.HealthCheckRequest(), timeout=_PATIENCE, wait_for_ready=True
-            )
+            raise RuntimeError(f"The server ended with {process.returncode} before it served.")
+        with contextlib.suppress(OSError, LoadError):
+            answer = health_pb2.HealthCheckResponse.FromString(ask(port, _HEALTH, request))
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
                 return
-            if time.monotonic() > until:
-                raise RuntimeError(f"The server was not SERVING within {_PATIENCE:g} s.")
-            time.sleep(0.002)
-
-
-def _listens(port: int) -> bool:
-    import socket  # noqa: PLC0415
-
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+        time.sleep(0.001)
+    raise RuntimeError(f"The server was not SERVING within {_PATIENCE:g} s.")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -148,29 +130,33 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _ours(python: str, port: int) -> list[str]:
-    return [
-        python,
-        "-c",
-        _SERVE,
-        "serve",
-        "--module=bench.connectors",
-        f"--port={port}",
-        "--prometheus-port=0",
-    ]
+def _floor(loop: str) -> Callable[[int, int], list[str]]:
+    return lambda port, _: ["-m", "bench.floor", f"--port={port}", f"--loop={loop}"]
 
 
-def _floor(loop: str) -> Callable[[str, int], list[str]]:
-    return lambda python, port: [
-        python, "-m", "bench.floor", f"--port={port}", f"--loop={loop}"
-    ]  # fmt: skip
+def _ours(port: int, metrics: int) -> list[str]:
+    where = [f"--port={port}", f"--prometheus-port={metrics}"]
+    return ["-c", _SERVE, "serve", "--module=bench.connectors_ours", *where]
 
 
-PEERS = {
-    peer.name: peer
-    for peer in (
-        Peer("floor", _floor("asyncio")),
-        Peer("floor-uvloop", _floor("uvloop")),
-        Peer("ours", _ours),
-    )
-}
+def _flytekit(port: int, metrics: int) -> list[str]:
+    program = "from flytekit.clis.sdk_in_container.pyflyte import main; main()"
+    where = ["--port", str(port), "--prometheus_port", str(metrics)]
+    modules = ["--modules", "bench.connectors_flytekit"]
+    return ["-c", program, "serve", "connector", *where, *modules]
+
+
+def _flyte(port: int, metrics: int) -> list[str]:
+    program = "from flyte._bin.connect import main; main()"
+    where = ["--port", str(port), "--prometheus_port", str(metrics)]
+    return ["-c", program, *where, "--modules", "bench.connectors_flyte"]
+
+
+_ALL = (
+    Peer("ours", _ours),
+    Peer("floor", _floor("asyncio"), counts=False),
+    Peer("floor-uvloop", _floor("uvloop"), counts=False),
+    Peer("flytekit", _flytekit, (FLYTE1,), crosses=False).in_environment(),
+    Peer("flyte", _flyte, (FLYTE2,), crosses=False, plain=False).in_environment(),
+)
+PEERS = {peer.name: peer for peer in _ALL}
