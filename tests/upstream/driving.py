@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,3 +84,11 @@ async def listed(client: Flyte) -> set[str]:
         for one in (await client.metadata.ListConnectors(request, timeout=30)).connectors:
             found |= {category.name for category in one.supported_task_categories}
     return found
+
+
+async def until(holds: Callable[[], bool], what: str) -> None:
+    """Wait until something outside holds; fail with ``what`` when it never does."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, f"never: {what}"
+        await asyncio.sleep(0.05)

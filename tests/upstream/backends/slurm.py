@@ -114,8 +114,7 @@ def find(program: str) -> str:
 
 def need_slurm() -> None:
     """Skip the module, loudly, where the programs are missing."""
-    missing = [program for program in PROGRAMS if not find(program)]
-    if missing:
+    if missing := Slurm.missing():
         pytest.skip(
             f"NO JOB RUNS ON SLURM: {', '.join(missing)} not found; `apt-get install "
             f"--no-install-recommends {PACKAGES}`",
@@ -143,6 +142,11 @@ class Slurm:
         self.port, self.refused_port, self._controller, self._node = free_ports(4)
         self.work = folder / "work"
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    @staticmethod
+    def missing() -> list[str]:
+        """Return the programs that are not installed here."""
+        return [program for program in PROGRAMS if not find(program)]
 
     @property
     def home(self) -> Path:

@@ -6,7 +6,6 @@ it is described in backends/slurm.py.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import grpc
 import pytest
 from upstream.backends.program import interpreter
 from upstream.backends.slurm import Slurm, need_slurm
-from upstream.driving import calling, listed, poll, template_of
+from upstream.driving import calling, listed, poll, template_of, until
 from upstream.servers import Server, serving, templates
 
 need_slurm()
@@ -123,9 +122,9 @@ async def test_a_function_is_submitted(
     meta = await client.create(template_of(client, tasks["function"]))
     job = job_of(meta)
     await running(cluster, job)
-    command = cluster.work / "ran.txt"
-    assert "pyflyte-execute" in await written(command)
-    command.unlink()
+    command = cluster.work / f"{job}.out"
+    await until(lambda: command.exists() and bool(command.read_text()), "the job writes")
+    assert command.read_text().startswith("pyflyte-execute --inputs ")
     call = client.get(meta, "slurm_fn")
     if type(server).__name__ == "Theirs":
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -157,7 +156,7 @@ async def test_a_refused_login(
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await client.create(template_of(client, tasks["refused/echo"]))
             if side == "theirs":
-                await gone(server)
+                await until(lambda: not server.is_up(), "upstream's server ends")
                 return
             assert refused.value.code() in {
                 grpc.StatusCode.INTERNAL,
@@ -180,19 +179,4 @@ async def test_a_refused_login(
 
 async def running(cluster: Slurm, job: str) -> None:
     """Wait until Slurm itself says that the job runs."""
-    async with asyncio.timeout(30):
-        while cluster.state(job) != "RUNNING":
-            await asyncio.sleep(0.1)
-
-
-async def written(path: Path) -> str:
-    async with asyncio.timeout(30):
-        while not path.exists() or not path.read_text():
-            await asyncio.sleep(0.1)
-    return path.read_text()
-
-
-async def gone(server: Server) -> None:
-    async with asyncio.timeout(30):
-        while server.is_up():
-            await asyncio.sleep(0.1)
+    await until(lambda: cluster.state(job) == "RUNNING", f"job {job} runs")
