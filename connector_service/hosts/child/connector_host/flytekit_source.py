@@ -95,7 +95,8 @@ class _Kit:
         self.task_execution_metadata = getattr(tasks, "TaskExecutionMetadata", None)
         contexts: Any = importlib.import_module("flytekit.core.context_manager")
         self._stack = getattr(contexts, "flyte_context_Var", None)
-        contexts.FlyteContextManager.current_context()  # there is one to copy from now on
+        self._current = contexts.FlyteContextManager.current_context
+        self._current()  # there is one to copy from now on
 
     def _named(self, old: str) -> Any:
         found = getattr(self.base, _OLD_NAMES[old], None) or getattr(self.base, old, None)
@@ -153,10 +154,26 @@ class _Kit:
         if isinstance(value, self.messages.Resource):
             return value
         convert = getattr(value, "to_flyte_idl", None)
-        if not callable(convert):
+        if callable(convert):
+            message = convert()
+            return await message if inspect.isawaitable(message) else message
+        if not hasattr(value, "phase"):
             raise TypeError(f"The connector returned {type(value).__name__}, no Resource.")
-        message = convert()
-        return await message if inspect.isawaitable(message) else message
+        return await self._resource_of_old(value)
+
+    async def _resource_of_old(self, value: Any) -> Any:
+        """Return the message of a Resource that does not know how (flytekit before 1.14)."""
+        outputs = getattr(value, "outputs", None)
+        if isinstance(outputs, dict):
+            engine: Any = importlib.import_module("flytekit.core.type_engine").TypeEngine
+            outputs = engine.dict_to_literal_map(self._current(), outputs)
+            outputs = await outputs if inspect.isawaitable(outputs) else outputs
+        return self.messages.Resource(
+            phase=value.phase,
+            message=getattr(value, "message", None),
+            log_links=getattr(value, "log_links", None),
+            outputs=None if outputs is None else outputs.to_flyte_idl(),
+        )
 
 
 def _serve(kit: _Kit, engine: Engine, category: Category, connector: Any) -> Served:

@@ -114,7 +114,13 @@ def _failed(source: Source, error: BaseException) -> Plugin:
         text = ""
     sentence = redact(" ".join(f"{type(error).__name__}: {text}".split()))[:_LONGEST]
     plugin = Plugin(
-        source.name, source.target, state, source.distribution, [], sentence, _where(error)
+        source.name,
+        source.target,
+        state,
+        source.distribution,
+        [],
+        sentence,
+        _where(error, source.target),
     )
     _log.error(
         "plugin %s is not loaded: %s",
@@ -125,7 +131,7 @@ def _failed(source: Source, error: BaseException) -> Plugin:
     return plugin
 
 
-def _where(error: BaseException) -> str:
+def _where(error: BaseException, target: str) -> str:
     """Return file and line of the plugin's last frame, where its author is to look."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
@@ -137,15 +143,9 @@ def _where(error: BaseException) -> str:
         ]
     except BaseException:  # noqa: BLE001 - their source may be unreadable
         return ""
-    # Of a refusal inside an SDK the plugin's own line says more than the SDK's.
-    own = [frame for frame in frames if not _is_sdk(frame.filename)] or frames
+    path = os.sep + target.partition(":")[0].replace(".", os.sep)
+    own = [frame for frame in frames if path in frame.filename] or frames
     return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
-
-
-def _is_sdk(filename: str) -> bool:
-    return any(
-        f"{os.sep}site-packages{os.sep}{name}{os.sep}" in filename for name in ("flytekit", "flyte")
-    )
 
 
 def _is_own(error: BaseException, source: Source) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any
 
 from .engine import Lane, Method, Refusal, invoke, iterate
@@ -17,6 +18,8 @@ __all__ = ["JOB_OPERATIONS", "OPTIONAL", "Fit", "encoded", "plan_job"]
 
 JOB_OPERATIONS = ("get", "delete", "get_metrics", "get_logs")
 OPTIONAL = ("get_metrics", "get_logs")
+
+_log = logging.getLogger(__name__)
 
 _NOTHING: Mapping[str, str] = {}
 
@@ -110,6 +113,7 @@ def plan_job(
         try:
             meta = connector.metadata_type.decode(message.resource_meta)
         except Exception as error:
+            _log.warning("a resource meta of %s does not decode", lane.name, exc_info=True)
             raise Refusal(
                 "INVALID_ARGUMENT",
                 f"The resource meta is not one of {lane.name}'s: {type(error).__name__}.",
