@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flyte_clients import Flyte
 from flyteidl.core import tasks_pb2
 from upstream.backends.aws import Aws
 from upstream.backends.bigquery import BigQuery
@@ -24,7 +23,7 @@ from upstream.backends.openai import OpenAi
 from upstream.backends.program import interpreter
 from upstream.backends.snowflake import Snowflake
 from upstream.backends.webhook import Webhook
-from upstream.driving import calling
+from upstream.plugins.jobs import Client
 from upstream.servers import Server, serving, templates
 
 HERE = Path(__file__).parent
@@ -114,10 +113,10 @@ def ours(
 
 
 @pytest.fixture(params=SERVED, ids="-".join)
-async def flyte(request: pytest.FixtureRequest) -> AsyncIterator[Flyte]:
-    """Flyte's own client at one of the servers; its ``is_ours`` tells at which."""
+async def flyte(request: pytest.FixtureRequest) -> AsyncIterator[Client]:
+    """Flyte's own client at one of the servers."""
     side, protocol = request.param
     server: Server = request.getfixturevalue(side)
-    async with calling(protocol, server.endpoint) as client:
-        client.is_ours = side == "ours"
-        yield client
+    client = Client(protocol, server.endpoint, is_ours=side == "ours")
+    yield client
+    await client.channel.close()

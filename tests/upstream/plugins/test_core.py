@@ -7,10 +7,9 @@ from typing import Any
 
 import grpc
 import pytest
-from flyte_clients import Flyte
 from upstream.driving import listed
 from upstream.plugins.conftest import Backends
-from upstream.plugins.jobs import FAILED, RUNNING, SUCCEEDED, ended, inputs, outputs
+from upstream.plugins.jobs import FAILED, RUNNING, SUCCEEDED, Client, ended, inputs, outputs
 
 PLUGINS = {
     "bigquery_query_job_task",
@@ -33,12 +32,12 @@ PLUGINS = {
 }
 
 
-async def test_every_plugin_is_listed(flyte: Flyte) -> None:
+async def test_every_plugin_is_listed(flyte: Client) -> None:
     """Each task type of each plugin of the environment is in the list that Flyte asks for."""
     assert await listed(flyte) >= PLUGINS
 
 
-async def test_a_webhook_is_called(flyte: Flyte, template: Any, backends: Backends) -> None:
+async def test_a_webhook_is_called(flyte: Client, template: Any, backends: Backends) -> None:
     """A webhook, a sync task, sends its inputs and headers, and succeeds with the answer."""
     url = f"{backends.webhook.url}/hook"
     resource = await flyte.do(template("webhook"), inputs(url=url, text="hello"))
@@ -50,7 +49,7 @@ async def test_a_webhook_is_called(flyte: Flyte, template: Any, backends: Backen
     assert (path, headers["x-from"], body) == ("/hook", "flyte", b'{"text":"hello"}')
 
 
-async def test_a_webhook_that_is_refused(flyte: Flyte, template: Any, backends: Backends) -> None:
+async def test_a_webhook_that_is_refused(flyte: Client, template: Any, backends: Backends) -> None:
     """A webhook whose answer is not 200 is a failed task that names the status."""
     url = f"{backends.webhook.url}/status/503"
     resource = await flyte.do(template("webhook"), inputs(url=url, text="hello"))
@@ -58,7 +57,7 @@ async def test_a_webhook_that_is_refused(flyte: Flyte, template: Any, backends: 
     assert "503" in resource.message
 
 
-async def test_a_file_is_waited_for(flyte: Flyte, template: Any, tmp_path: Path) -> None:
+async def test_a_file_is_waited_for(flyte: Client, template: Any, tmp_path: Path) -> None:
     """A file sensor is RUNNING until the file is there, then succeeds."""
     path = tmp_path / "ready"
     meta = await flyte.create(template("sensor"), inputs(path=str(path)))
@@ -70,7 +69,7 @@ async def test_a_file_is_waited_for(flyte: Flyte, template: Any, tmp_path: Path)
     await flyte.delete(meta, "sensor")
 
 
-async def test_a_sleep_is_for_flyte_itself(flyte: Flyte, template: Any) -> None:
+async def test_a_sleep_is_for_flyte_itself(flyte: Client, template: Any) -> None:
     """The sleep plugin loads beside the others; its type has none: NOT_FOUND."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await flyte.create(template("sleep"))

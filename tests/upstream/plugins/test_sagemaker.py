@@ -10,14 +10,19 @@ import pickletools
 import uuid
 from typing import Any
 
-import grpc
 import pytest
-from flyte_clients import Flyte
 from upstream.plugins.conftest import Backends
-from upstream.plugins.jobs import FAILED, RUNNING, SUCCEEDED, absorbed, ended, inputs, outputs
-
-# The connector opens its output's store by fsspec's name.
-PREFIX = "memory://out"
+from upstream.plugins.jobs import (
+    FAILED,
+    RUNNING,
+    SUCCEEDED,
+    Client,
+    absorbed,
+    ended,
+    inputs,
+    outputs,
+    refused,
+)
 
 
 @pytest.fixture
@@ -26,31 +31,30 @@ def name() -> str:
     return f"job-{uuid.uuid4().hex[:12]}"
 
 
-async def make_endpoint(flyte: Flyte, template: Any, name: str) -> bytes:
+async def make_endpoint(flyte: Client, template: Any, name: str) -> bytes:
     """Make a model, its configuration and an endpoint, as a SageMaker workflow does."""
     for step in ("boto_model", "boto_config"):
-        resource = await flyte.do(template(step), inputs(name=name), prefix=PREFIX)
+        resource = await flyte.do(template(step), inputs(name=name))
         assert resource.phase == SUCCEEDED
     return await flyte.create(template("endpoint"), inputs(name=name))
 
 
-async def test_a_plain_call_is_made(flyte: Flyte, template: Any) -> None:
+async def test_a_plain_call_is_made(flyte: Client, template: Any) -> None:
     """A boto task, a sync one, succeeds with what AWS answered."""
-    resource = await flyte.do(template("boto_list"), prefix=PREFIX)
+    resource = await flyte.do(template("boto_list"))
     assert resource.phase == SUCCEEDED
     kind, packed = outputs(resource)["result"]
     assert kind == "msgpack"
     assert b"TrainingJobSummaries" in packed
 
 
-async def test_a_plain_call_that_is_refused(flyte: Flyte, template: Any) -> None:
+async def test_a_plain_call_that_is_refused(flyte: Client, template: Any) -> None:
     """A call that AWS refuses is an error for the caller."""
-    with pytest.raises(grpc.aio.AioRpcError):
-        await flyte.do(template("boto_failing"), prefix=PREFIX)
+    await refused(flyte, flyte.do(template("boto_failing")))
 
 
 async def test_a_training_job_goes_its_way(
-    flyte: Flyte, template: Any, backends: Backends, name: str
+    flyte: Client, template: Any, backends: Backends, name: str
 ) -> None:
     """A training job is RUNNING, then succeeds and names its model; its meta is cloudpickle's."""
     meta = await flyte.create(template("training"), inputs(name=name))
@@ -67,7 +71,7 @@ async def test_a_training_job_goes_its_way(
 
 
 async def test_a_training_job_that_fails(
-    flyte: Flyte, template: Any, backends: Backends, name: str
+    flyte: Client, template: Any, backends: Backends, name: str
 ) -> None:
     """A training job that SageMaker ends as failed is FAILED with its reason."""
     meta = await flyte.create(template("training"), inputs(name=name))
@@ -79,7 +83,7 @@ async def test_a_training_job_that_fails(
 
 
 async def test_a_running_processing_job_is_stopped(
-    flyte: Flyte, template: Any, backends: Backends, name: str
+    flyte: Client, template: Any, backends: Backends, name: str
 ) -> None:
     """Delete stops a running processing job; its next poll says that it did not succeed."""
     meta = await flyte.create(template("processing"), inputs(name=name))
@@ -90,7 +94,7 @@ async def test_a_running_processing_job_is_stopped(
 
 
 async def test_an_endpoint_comes_up_and_goes(
-    flyte: Flyte, template: Any, backends: Backends, name: str
+    flyte: Client, template: Any, backends: Backends, name: str
 ) -> None:
     """An endpoint is RUNNING while it is made, then succeeds; delete removes it."""
     meta = await make_endpoint(flyte, template, name)
@@ -105,7 +109,7 @@ async def test_an_endpoint_comes_up_and_goes(
 
 
 async def test_an_endpoint_in_a_state_that_nobody_knows(
-    flyte: Flyte, template: Any, backends: Backends, name: str
+    flyte: Client, template: Any, backends: Backends, name: str
 ) -> None:
     """A state that the plugin has no phase for is RUNNING here, an error at upstream's server."""
     meta = await make_endpoint(flyte, template, name)

@@ -9,11 +9,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import grpc
-import pytest
-from flyte_clients import Flyte
 from upstream.plugins.conftest import Backends
-from upstream.plugins.jobs import FAILED, RUNNING, SUCCEEDED, absorbed, ended, inputs, outputs
+from upstream.plugins.jobs import (
+    FAILED,
+    RUNNING,
+    SUCCEEDED,
+    Client,
+    absorbed,
+    ended,
+    inputs,
+    outputs,
+    refused,
+)
 
 TYPE = "snowflake"
 
@@ -22,7 +29,7 @@ def query_of(meta: bytes) -> str:
     return str(json.loads(meta)["query_id"])
 
 
-async def test_a_query_runs_and_names_its_result(flyte: Flyte, template: Any) -> None:
+async def test_a_query_runs_and_names_its_result(flyte: Client, template: Any) -> None:
     """A query succeeds and has an output, here as at upstream's.
 
     The plugin makes a literal of the result's address itself; flytekit's type engine, handed a
@@ -35,7 +42,7 @@ async def test_a_query_runs_and_names_its_result(flyte: Flyte, template: Any) ->
     assert [link.name for link in resource.log_links] == ["Snowflake Query Details"]
 
 
-async def test_inputs_become_parameters(flyte: Flyte, template: Any, backends: Backends) -> None:
+async def test_inputs_become_parameters(flyte: Client, template: Any, backends: Backends) -> None:
     """A statement with placeholders runs with the task's inputs in their places."""
     meta = await flyte.create(template("snowflake_inputs"), inputs(word="a'b", number=2))
     _, resource = await ended(flyte, meta, TYPE)
@@ -43,7 +50,7 @@ async def test_inputs_become_parameters(flyte: Flyte, template: Any, backends: B
     assert "SELECT 'a\\'b' AS word, 2 AS number" in backends.snowflake.statements()
 
 
-async def test_a_query_that_fails_later(flyte: Flyte, template: Any, backends: Backends) -> None:
+async def test_a_query_that_fails_later(flyte: Client, template: Any, backends: Backends) -> None:
     """A query that runs and then fails is RUNNING, then FAILED."""
     meta = await flyte.create(template("snowflake"))
     backends.snowflake.say(query_of(meta), "RUNNING")
@@ -52,14 +59,13 @@ async def test_a_query_that_fails_later(flyte: Flyte, template: Any, backends: B
     assert (await flyte.get(meta, TYPE)).phase == FAILED
 
 
-async def test_a_query_that_is_refused(flyte: Flyte, template: Any) -> None:
+async def test_a_query_that_is_refused(flyte: Client, template: Any) -> None:
     """A statement that Snowflake refuses at once fails the create."""
-    with pytest.raises(grpc.aio.AioRpcError):
-        await flyte.create(template("snowflake_failing"))
+    await refused(flyte, flyte.create(template("snowflake_failing")))
 
 
 async def test_a_running_query_is_cancelled(
-    flyte: Flyte, template: Any, backends: Backends
+    flyte: Client, template: Any, backends: Backends
 ) -> None:
     """Delete asks Snowflake to cancel exactly the query of the job."""
     meta = await flyte.create(template("snowflake"))
@@ -71,7 +77,7 @@ async def test_a_running_query_is_cancelled(
     assert (await flyte.get(meta, TYPE)).phase == FAILED
 
 
-async def test_a_state_that_nobody_knows(flyte: Flyte, template: Any, backends: Backends) -> None:
+async def test_a_state_that_nobody_knows(flyte: Client, template: Any, backends: Backends) -> None:
     """A query in a state that the plugin has no phase for is RUNNING here."""
     meta = await flyte.create(template("snowflake"))
     backends.snowflake.say(query_of(meta), "QUEUED_REPARING_WAREHOUSE")
