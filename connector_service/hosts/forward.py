@@ -176,11 +176,7 @@ class Forwarder:
         raise self._broken(call, "a message without a resource")
 
     def _spoken(self, call: Call) -> str:
-        """Choose the protocol in which the peer is asked, and mask what the request must hide."""
-        connection = getattr(call.message, "connection", None)
-        if connection is not None:
-            for value in connection.secrets.values():
-                mask(value)
+        """Choose the protocol in which the peer is asked."""
         protocol = FlyteProtocol(call.protocol)
         taken = self._protocols_of(call.category)  # type: ignore[arg-type] # the wire saw to it
         return protocol if protocol in taken or not taken else _OTHER[protocol]
@@ -255,6 +251,7 @@ def _left(call: Call) -> float | None:
 
 def _request(call: Call) -> bytes:
     """Write the request as it came, its inputs back in their place."""
+    _mask_secrets(call)
     rest: bytes = call.message.SerializeToString()
     if call.inputs_data is None:
         return rest
@@ -263,6 +260,7 @@ def _request(call: Call) -> bytes:
 
 def _sync_requests(call: Call) -> tuple[bytes, bytes]:
     """Write the two messages of ExecuteTaskSync, also for a create that becomes one."""
+    _mask_secrets(call)
     message, inputs = call.message, call.inputs_data
     if call.inputs is not None:
         header = message.SerializeToString()
@@ -283,6 +281,14 @@ def _sync_requests(call: Call) -> tuple[bytes, bytes]:
         b"".join((_tag(_SYNC_HEADER, header), header)),
         b"".join((_tag(_SYNC_INPUTS, inputs), inputs)),
     )
+
+
+def _mask_secrets(call: Call) -> None:
+    """Have every log mask what the task's connection brings; only Flyte 2 has one."""
+    connection = getattr(call.message, "connection", None)
+    if connection is not None:
+        for value in connection.secrets.values():
+            mask(value)
 
 
 def _tag(number: int, data: bytes | memoryview) -> bytes:
