@@ -24,9 +24,11 @@ from upstream.backends.program import interpreter
 from upstream.backends.snowflake import Snowflake
 from upstream.backends.webhook import Webhook
 from upstream.plugins.jobs import Client
-from upstream.servers import Server, serving, templates
+from upstream.servers import Ours, Server, serving, templates
 
 HERE = Path(__file__).parent
+# A plugin's first call imports its client, which on a busy machine takes longer than Flyte waits.
+PATIENT = [f"--{operation}-timeout=25" for operation in ("create", "get", "delete", "do")]
 SERVED = [("theirs", "flyteidl"), ("ours", "flyteidl"), ("ours", "flyteidl2")]
 
 
@@ -106,10 +108,11 @@ def ours(
     python: Path, backends: Backends, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """This service, with the plugins in a process host, flytekit's own webhook and sensor too."""
-    folder = tmp_path_factory.mktemp("ours")
-    settings = backends.settings()
-    with serving("ours", "flytekit", python, folder, settings, enable=["*"]) as server:
-        yield server
+    host = {"python": str(python), "sources": ["flytekit"], "enable": ["*"]}
+    hosts = {"plugins": {**host, "env": backends.settings()}}
+    server = Ours(tmp_path_factory.mktemp("ours"), hosts, PATIENT)
+    yield server
+    server.stop()
 
 
 @pytest.fixture(params=SERVED, ids="-".join)
