@@ -66,11 +66,9 @@ class _Line:
             if not self._calls:
                 self._idle.set()
 
-    async def close(self, grace: float | None = None) -> None:
-        """Close the channel when its calls are done, or after ``grace`` seconds."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await self._idle.wait()
+    async def leave(self) -> None:
+        """Close the channel when its calls are done."""
+        await self._idle.wait()
         await self.channel.close()
 
 
@@ -98,7 +96,7 @@ class RemoteHost:
         self._callbacks: list[Callable[[], None]] = []
         self._asking = asyncio.Lock()
         self._keeping: asyncio.Task[None] | None = None
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[_Line, asyncio.Task[None]] = {}
         self._logged: dict[grpc.StatusCode, float] = {}
 
     # --- what it serves ------------------------------------------------------------------------
@@ -190,15 +188,16 @@ class RemoteHost:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
             self._keeping = None
-        line, self._line = self._line, None
-        if line is not None:
-            self._leave(line, grace)
-        if self._leaving:
-            # Those that a reload left wait for their calls without a limit.
-            _, late = await asyncio.wait(self._leaving, timeout=grace + 1)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        if self._line is not None:
+            self._leave(self._line)
+            self._line = None
+        leaving = dict(self._leaving)
+        if leaving:
+            await asyncio.wait(leaving.values(), timeout=grace)
+        for line, task in leaving.items():
+            task.cancel()
+            await line.channel.close()  # fails what is still on it; nothing if it is closed
+        await asyncio.gather(*leaving.values(), return_exceptions=True)
 
     async def reload(self) -> None:
         """Read the files again and connect anew; the old connection ends with its calls.
@@ -223,10 +222,10 @@ class RemoteHost:
         if old is not None:
             self._leave(old)
 
-    def _leave(self, line: _Line, grace: float | None = None) -> None:
-        task = asyncio.create_task(line.close(grace), name=f"leave-{self.name}")
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+    def _leave(self, line: _Line) -> None:
+        task = asyncio.create_task(line.leave(), name=f"leave-{self.name}")
+        self._leaving[line] = task
+        task.add_done_callback(lambda _: self._leaving.pop(line, None))
 
     async def _keep_asking(self) -> None:
         while True:
