@@ -24,6 +24,7 @@ class Site:
         modules: dict[str, str],
         entry_points: dict[str, str] | None = None,
         metadata: str = "",
+        group: str = "connector_service.connectors",
     ) -> None:
         """Put modules, and a ``.dist-info`` that announces their entry points, in the folder."""
         for module, source in modules.items():
@@ -35,7 +36,7 @@ class Site:
         head = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
         (info / "METADATA").write_text(head + metadata)
         lines = [f"{key} = {value}\n" for key, value in (entry_points or {}).items()]
-        (info / "entry_points.txt").write_text("[connector_service.connectors]\n" + "".join(lines))
+        (info / "entry_points.txt").write_text(f"[{group}]\n" + "".join(lines))
 
     def environ(self, **settings: str) -> dict[str, str]:
         """Return an environment in which the folder is installed and nothing else is set."""

@@ -60,7 +60,7 @@ async def poll(
     seen = Seen()
     end = time.monotonic() + PATIENCE
     while not seen.phases or seen.phase not in until:
-        assert time.monotonic() < end, f"never: {until}; was {seen.phases} {seen.errors}"
+        assert time.monotonic() < end, f"never: {until}; was {seen.phases[-9:]} {seen.errors[-1:]}"
         if seen.phases or seen.errors:
             await asyncio.sleep(0.1)
         try:
