@@ -3,31 +3,121 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from bench import environments, report
+from bench.capacity import capacity
 from bench.cases import CASES
+from bench.instructions import MissingToolError, count
 from bench.peers import PEERS
 from bench.quick import quick
+from bench.rounds import Turns
+from bench.run import Plan, run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TOLERANCE = 0.7  # of a target; a shared machine's noise is within it, a blunder is not
+_QUICK = ("floor", "floor-uvloop", "ours")
 
 
 def _peers(text: str) -> list[str]:
+    return _known(text, PEERS, "server")
+
+
+def _cases(text: str) -> list[str]:
+    return _known(text, CASES, "case")
+
+
+def _known(text: str, known: Mapping[str, object], what: str) -> list[str]:
     names = text.split(",")
-    unknown = [name for name in names if name not in PEERS]
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise argparse.ArgumentTypeError(
-            f"{', '.join(unknown)} is no server here; choose from {', '.join(PEERS)}."
+            f"{', '.join(unknown)} is no {what} here; choose from {', '.join(known)}."
         )
     return names
 
 
-def _quick_get(arguments: argparse.Namespace) -> None:
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _quick_get(arguments: argparse.Namespace) -> int:
     peers = [PEERS[name] for name in arguments.server]
     quick(peers, CASES[arguments.case], arguments.seconds, arguments.in_flight)
+    return 0
 
 
-def main() -> None:
-    """Run one command."""
+def _instructions(arguments: argparse.Namespace) -> int:
+    counted = {}
+    for name in arguments.server:
+        counted[name] = count(PEERS[name], CASES[arguments.case], arguments.calls)
+        print(f"{name:13} {counted[name]:12,} instructions per call of {arguments.case}")
+    base = arguments.server[-1]
+    for name, number in counted.items():
+        print(f"{name:13} {number / counted[base]:.3f}x of {base}")
+    return 0
+
+
+def _capacity(arguments: argparse.Namespace) -> int:
+    for found in capacity(arguments.seconds):
+        print(
+            f"{found.case:12} {found.in_flight:3} in flight {found.rate:10,.0f} calls/s"
+            f"  p50 {found.p50 * 1e6:,.0f} us  p99 {found.p99 * 1e6:,.0f} us"
+            f"  client {found.client:.0%} busy"
+        )
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    peers = [PEERS[name] for name in arguments.peers or (_QUICK if arguments.quick else PEERS)]
+    if not arguments.quick:
+        for peer in peers:
+            _say(f"environment of {peer.name}")
+            environments.make(peer.name)
+        peers = [peer.in_environment() for peer in peers]
+    plan = Plan(
+        peers=peers,
+        # The floor on uvloop is what memory is told as a ratio to.
+        called=[peer for peer in peers if not arguments.quick or peer.name != "floor-uvloop"],
+        cases=[CASES[name] for name in arguments.only or CASES],
+        rounds=arguments.rounds or (2 if arguments.quick else 5),
+        turns=Turns(0.15, 6, 0.15) if arguments.quick else Turns(0.3, 8, 0.3),
+        starts=2,
+        blocking=1.5 if arguments.quick else 3.0,
+        native=1.0,
+        instructions=not arguments.quick,
+        sizes=not arguments.quick,
+    )
+    result = run(plan, _say)
+    # Figures worth keeping are of a whole run.
+    out = arguments.out or Path("build/bench" if arguments.quick else "bench/results")
+    report.write(result, out)
+    if not arguments.quick:
+        report.plot(out)
+    print(report.table(result))
+    missed = report.failures(result, _TOLERANCE)
+    for line in missed:
+        _say(f"far out of range: {line}")
+    return 1 if missed else 0
+
+
+def main() -> int:
+    """Run one command and return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench")
     commands = parser.add_subparsers(required=True)
+
+    one = commands.add_parser("run", help="everything beside the peers, with a table and a plot")
+    one.add_argument("--quick", action="store_true", help="ours and the floors, in 3 minutes")
+    one.add_argument("--rounds", type=int, default=0)
+    one.add_argument("--only", type=_cases, help="cases, by name")
+    one.add_argument("--peers", type=_peers, help="servers, by name")
+    one.add_argument("--out", type=Path, help="folder of the results")
+    one.set_defaults(run=_run)
+
     one = commands.add_parser(
         "quick-get", help="some seconds of one kind of call; several servers take turns"
     )
@@ -36,9 +126,25 @@ def main() -> None:
     one.add_argument("--seconds", type=float, default=5.0, help="of each server")
     one.add_argument("--in-flight", type=int, default=16)
     one.set_defaults(run=_quick_get)
+
+    one = commands.add_parser("instructions", help="instructions per call, counted by callgrind")
+    one.add_argument("--server", type=_peers, default=["ours", "floor"])
+    one.add_argument("--case", choices=CASES, default="get-1")
+    one.add_argument("--calls", type=int, default=400)
+    one.set_defaults(run=_instructions)
+
+    one = commands.add_parser("capacity", help="what the client reaches on a native server")
+    one.add_argument("--seconds", type=float, default=2.0)
+    one.set_defaults(run=_capacity)
+
     arguments = parser.parse_args()
-    arguments.run(arguments)
+    try:
+        code: int = arguments.run(arguments)
+    except MissingToolError as error:
+        _say(str(error))
+        return 1
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

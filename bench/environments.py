@@ -89,7 +89,7 @@ def _lock(name: str) -> str:
     wanted = _closure(_ROOTS[name]) - {"connector-service"}
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     entries = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)
-    return "".join(entry for entry in entries if re.split(r"[=\[ ]", entry, 1)[0] in wanted)
+    return "".join(entry for entry in entries if entry.split("==")[0].split("[")[0] in wanted)
 
 
 def _closure(roots: Iterable[str]) -> set[str]:

@@ -56,7 +56,9 @@ class _Jobs2(_Jobs, service_pb2_grpc.AsyncConnectorServiceServicer):
 
 class _Sync(agent_pb2_grpc.SyncAgentServiceServicer):
     def __init__(self) -> None:
-        resource = agent_pb2.Resource(phase=execution_pb2.TaskExecution.SUCCEEDED, outputs=outputs())
+        resource = agent_pb2.Resource(
+            phase=execution_pb2.TaskExecution.SUCCEEDED, outputs=outputs()
+        )
         header = agent_pb2.ExecuteTaskSyncResponseHeader(resource=resource)
         self._answer = agent_pb2.ExecuteTaskSyncResponse(header=header)
 

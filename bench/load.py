@@ -284,25 +284,19 @@ class Connection:
                 self._credit += end - at - 9
                 if self._kept is not None:
                     self._kept += data[at + 9 : end]
-                if flags & _END_STREAM:
-                    self._ended(stream, b"", check=check)
-                    finished.append(stream)
-            elif kind == _HEADERS:
-                if flags & _END_STREAM:
-                    if check and data.find(_STATUS_OK, at, end) < 0:
-                        self._ended(stream, data[at + 9 : end], check=True)
-                    finished.append(stream)
-            else:
+            elif kind != _HEADERS:
                 self._control(kind, flags, stream, data[at + 9 : end])
+            if flags & _END_STREAM and kind <= _HEADERS:  # of kinds 0 and 1: DATA, HEADERS
+                if check and data.find(_STATUS_OK, at, end) < 0:
+                    raise LoadError(
+                        f"Call {stream // 2} did not end with OK: {data[at + 9 : end]!r}"
+                    )
+                finished.append(stream)
             at = end
         self._rest = data[at:]
         if self._credit > _MOST_WINDOW // 2:
             self._socket.sendall(_frame(_WINDOW, 0, 0, struct.pack(">I", self._credit)))
             self._credit = 0
-
-    def _ended(self, stream: int, trailers: bytes, *, check: bool) -> None:
-        if check:
-            raise LoadError(f"Call {stream // 2} was not answered with OK: {trailers!r}")
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == _WINDOW:

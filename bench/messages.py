@@ -72,7 +72,11 @@ def inputs_1k() -> literals_pb2.LiteralMap:
     for index in range(4):
         primitive(f"count_{index}").integer = 1_000_003 * (index + 1)
         primitive(f"ratio_{index}").float_value = 0.125 * (index + 1)
-        primitive(f"name_{index}").string_value = f"an ordinary string of some length {index}"
+        primitive(
+            f"name_{index}"
+        ).string_value = (
+            f"an ordinary string, such as a query has; this one is number {index}: {'x' * 30}"
+        )
     primitive("flag").boolean = True
     primitive("at").datetime.FromDatetime(datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC))
     primitive("span").duration.FromTimedelta(datetime.timedelta(minutes=5))

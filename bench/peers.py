@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from bench.environments import python_of
 from bench.load import LoadError, ask
 from bench.messages import FLYTE1, FLYTE2
-from bench.process import SERVER_CORE, free_port, on_core
+from bench.process import SERVER_CORE, cpu, free_port, on_core
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +39,7 @@ class Running(NamedTuple):
     pid: int
     port: int
     seconds: float  # from its start to SERVING
+    cpu: float  # processor time that it used until then, in seconds
 
 
 class Peer(NamedTuple):
@@ -70,9 +71,7 @@ class Peer(NamedTuple):
         return self._replace(python=str(python_of(self.name)))
 
     @contextlib.contextmanager
-    def serve(
-        self, prefix: tuple[str, ...] = (), settle: float = 0.0
-    ) -> Iterator[Running]:
+    def serve(self, prefix: tuple[str, ...] = (), settle: float = 0.0) -> Iterator[Running]:
         """Serve on the server's core until the block ends; ``prefix`` is a command to run it by.
 
         Raises:
@@ -105,7 +104,7 @@ class Peer(NamedTuple):
                 log.seek(0)
                 error.add_note(log.read()[-4000:].decode(errors="replace"))
                 raise
-            running = Running(process.pid, port, time.perf_counter() - began)
+            running = Running(process.pid, port, time.perf_counter() - began, cpu(process.pid))
             time.sleep(settle)
             yield running
 

@@ -1,15 +1,14 @@
 """Rounds of calls: every server alive at once, taking short turns in rotating order.
 
-A shared machine's speed changes within seconds, by half and more. Turns of a second or less see
-all servers under the same conditions, so a round's ratio is of medians of neighbouring turns, and
-the result is the median over rounds, each with servers freshly started.
+A shared machine's speed changes within seconds, by half and more. In turns of a fraction of a
+second all servers meet the same conditions: what counts is the ratio of neighbouring turns, and
+the median of those of all rounds, each with servers freshly started.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import statistics
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flyteidl.admin import agent_pb2
@@ -27,9 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from bench.cases import Case
+    from bench.load import Sample
     from bench.peers import Peer, Running
 
-__all__ = ["Row", "Turns", "run_round"]
+__all__ = ["Row", "Turn", "Turns", "run_round"]
 
 _APART = 10**7  # numbers of calls that no two stretches of load share
 
@@ -37,23 +37,29 @@ _APART = 10**7  # numbers of calls that no two stretches of load share
 class Turns(NamedTuple):
     """How long and how often each server is loaded, per case and round."""
 
-    seconds: float = 1.0
-    count: int = 3
-    warm_up: float = 0.3
+    seconds: float
+    times: int
+    warm_up: float
 
 
-class Row(NamedTuple):
-    """What one server came to in one case of one round; medians of its turns."""
+class Turn(NamedTuple):
+    """One server's turn."""
 
-    case: str
-    peer: str
-    in_flight: int
+    calls: int
     rate: float  # calls per second
     cpu: float  # seconds of the server's processor time per call
     p50: float  # seconds
     p99: float
-    calls: int
     client: float  # share of a core that the client used
+
+
+class Row(NamedTuple):
+    """What one server came to in one case of one round; every server has as many turns."""
+
+    case: str
+    peer: str
+    in_flight: int
+    turns: list[Turn]
 
 
 def run_round(
@@ -85,7 +91,7 @@ def _run_case(
     first: int,
 ) -> list[Row]:
     body = case.make()
-    samples: dict[str, list[tuple[Any, float]]] = {peer.name: [] for peer in order}
+    taken: dict[str, list[Turn]] = {peer.name: [] for peer in order}
     with contextlib.ExitStack() as stack:
         connections = {}
         before = {}
@@ -101,16 +107,16 @@ def _run_case(
             warm = connection.run(seconds=turns.warm_up, first=first + 1)
             connections[peer.name] = connection
             before[peer.name] += warm.calls + 1
-        for turn in range(turns.count):
+        for turn in range(turns.times):
             shift = turn % len(order)
             for peer in (*order[shift:], *order[:shift]):
                 pid = servers[peer.name].pid
                 spent = cpu(pid)
                 sample = connections[peer.name].run(seconds=turns.seconds)
-                samples[peer.name].append((sample, (cpu(pid) - spent) / sample.calls))
+                taken[peer.name].append(_turn(sample, cpu(pid) - spent))
         for peer in order:
             _verify(case, connections[peer.name].ask(first + 9 * _APART))
-            calls = 1 + sum(sample.calls for sample, _ in samples[peer.name])
+            calls = 1 + sum(turn.calls for turn in taken[peer.name])
             reached = _reached(peer, servers[peer.name], case) - before[peer.name]
             # Threads may count two calls as one, each of those in flight once at most.
             if peer.counts and case.counted and not reached - 1 <= calls <= reached + in_flight:
@@ -118,23 +124,17 @@ def _run_case(
                     f"{peer.name} {case.name}: {calls} calls were answered, {reached} reached the"
                     f" connector; the rest were answered from memory, or not at all."
                 )
-    return [_row(case, peer.name, in_flight, samples[peer.name]) for peer in order]
+    return [Row(case.name, peer.name, in_flight, taken[peer.name]) for peer in order]
 
 
-def _row(case: Case, peer: str, in_flight: int, samples: Sequence[tuple[Any, float]]) -> Row:
-    def median(values: Any) -> float:
-        return statistics.median(values)
-
-    return Row(
-        case.name,
-        peer,
-        in_flight,
-        median(sample.rate for sample, _ in samples),
-        median(spent for _, spent in samples),
-        median(sample.percentile(0.5) for sample, _ in samples),
-        median(sample.percentile(0.99) for sample, _ in samples),
-        sum(sample.calls for sample, _ in samples),
-        median(sample.own_cpu / sample.seconds for sample, _ in samples),
+def _turn(sample: Sample, spent: float) -> Turn:
+    return Turn(
+        sample.calls,
+        sample.rate,
+        spent / sample.calls,
+        sample.percentile(0.5),
+        sample.percentile(0.99),
+        sample.own_cpu / sample.seconds,
     )
 
 

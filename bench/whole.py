@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench import messages
 from bench.cases import CASES
-from bench.load import Body, Connection, Load, LoadError
+from bench.load import Connection, Load
 from bench.process import CLIENT_CORE, on_core, resident
 
 if TYPE_CHECKING:
@@ -23,10 +23,14 @@ _CALLS = 200
 
 
 class Start(NamedTuple):
-    """One start: seconds to SERVING, and bytes of memory when nothing happens."""
+    """One start: seconds to SERVING, and bytes of memory when nothing happens.
+
+    ``cpu`` is the processor time until then: neighbours on the machine hardly change it.
+    """
 
     peer: str
     seconds: float
+    cpu: float
     resident: int
     proportional: int
 
@@ -46,7 +50,7 @@ def starts(peers: Sequence[Peer], number: int) -> list[Start]:
     found = []
     for peer in (*peers[shift:], *peers[:shift]):
         with peer.serve(settle=_SETTLE) as server:
-            found.append(Start(peer.name, server.seconds, *resident(server.pid)))
+            found.append(Start(peer.name, server.seconds, server.cpu, *resident(server.pid)))
     return found
 
 
@@ -54,7 +58,7 @@ def blocked(peer: Peer, seconds: float) -> Blocked:
     """Poll a plain ``def`` connector, alone and while another one's calls hold their threads.
 
     Raises:
-        LoadError: A poll of the connector that does not block failed.
+        bench.load.LoadError: A poll of the connector that does not block failed.
     """
     case = CASES["plain-1"]
     with contextlib.ExitStack() as stack:
@@ -86,7 +90,3 @@ def _keep_blocking(port: int, load: Load, stop: threading.Event) -> None:
     with contextlib.closing(Connection("127.0.0.1", port, load)) as connection:
         while not stop.is_set():
             connection.run(seconds=0.5)
-
-
-def capacity(seconds: float, port: int, body: Body, path: str) -> float:
-    raise LoadError("not yet")
