@@ -74,10 +74,11 @@ class Ours:
         folder: Path,
         hosts: Mapping[str, Mapping[str, Any]],
         flags: Sequence[str] = (),
+        more: str = "",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "service.toml"
-        config.write_text("".join(_section(name, host) for name, host in hosts.items()))
+        config.write_text("".join(_section(name, host) for name, host in hosts.items()) + more)
         defaults = ("--port=0", "--prometheus-port=0", "--drain-delay=0")
         process = subprocess.Popen(
             [str(COMMAND), "serve", "--config", str(config), *defaults, *flags],

@@ -23,12 +23,13 @@ from upstream.backends.openai import OpenAi
 from upstream.backends.program import interpreter
 from upstream.backends.snowflake import Snowflake
 from upstream.backends.webhook import Webhook
-from upstream.plugins.jobs import Client
+from upstream.plugins.jobs import TYPES, Client
 from upstream.servers import Ours, Server, serving, templates
 
 HERE = Path(__file__).parent
 # A plugin's first call imports its client, which on a busy machine takes longer than Flyte waits.
-PATIENT = [f"--{operation}-timeout=25" for operation in ("create", "get", "delete", "do")]
+LIMITS = "".join(f"{name}_timeout = 25.0\n" for name in ("create", "get", "delete", "do"))
+PATIENT = "".join(f"[connectors.{task_type}]\n{LIMITS}" for task_type in sorted(TYPES))
 SERVED = [("theirs", "flyteidl"), ("ours", "flyteidl"), ("ours", "flyteidl2")]
 
 
@@ -110,7 +111,7 @@ def ours(
     """This service, with the plugins in a process host, flytekit's own webhook and sensor too."""
     host = {"python": str(python), "sources": ["flytekit"], "enable": ["*"]}
     hosts = {"plugins": {**host, "env": backends.settings()}}
-    server = Ours(tmp_path_factory.mktemp("ours"), hosts, PATIENT)
+    server = Ours(tmp_path_factory.mktemp("ours"), hosts, more=PATIENT)
     yield server
     server.stop()
 

@@ -20,6 +20,26 @@ FAILED = TaskExecution.FAILED
 INITIALIZING = TaskExecution.INITIALIZING
 ENDED = {SUCCEEDED, FAILED, TaskExecution.ABORTED, TaskExecution.RETRYABLE_FAILED}
 POLLS = 100
+# Every task type of the environment's plugins, and flytekit's own two.
+TYPES = {
+    "bigquery_query_job_task",
+    "boto",
+    "chatgpt",
+    "databricks",
+    "openai-batch",
+    "sagemaker-endpoint",
+    "sagemaker-hyperparameter-tuning-job",
+    "sagemaker-inference-recommender-job",
+    "sagemaker-processing-job",
+    "sagemaker-processing-task",
+    "sagemaker-training-job",
+    "sagemaker-training-task",
+    "sagemaker-transform-job",
+    "sensor",
+    "snowflake",
+    "spark",
+    "webhook",
+}
 # What a refusal by a backend is here: nobody's to hide, and never "no such connector".
 OUR_CODES = {
     grpc.StatusCode.INTERNAL,
