@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,10 +30,20 @@ class Seen:
         return self.phases[-1]
 
 
+class Client(Flyte):
+    """Flyte's client, that gives each job a prefix of its own, as Flyte does."""
+
+    async def create(
+        self, template: Any, inputs: Any = None, *, prefix: str = "", **more: Any
+    ) -> bytes:
+        prefix = prefix or f"mem://{uuid.uuid4()}"
+        return await super().create(template, inputs, prefix=prefix, **more)
+
+
 @contextlib.asynccontextmanager
-async def calling(protocol: str, endpoint: str) -> AsyncIterator[Flyte]:
+async def calling(protocol: str, endpoint: str) -> AsyncIterator[Client]:
     """A client of Flyte's for as long as the block lasts."""
-    client = Flyte(protocol, endpoint)
+    client = Client(protocol, endpoint)
     try:
         yield client
     finally:
