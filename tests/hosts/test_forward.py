@@ -340,7 +340,10 @@ async def test_a_sync_answer_that_is_none_is_trouble_at_the_peer(forward: Makes,
     assert str(error).endswith(f"do was answered with {what}.")
 
 
-async def test_a_sync_peer_that_never_ends_its_stream_is_left(forward: Makes) -> None:
+@pytest.mark.parametrize("messages", [1, 2])
+async def test_a_sync_peer_that_never_ends_its_stream_is_left(
+    forward: Makes, messages: int
+) -> None:
     """One answer is all that is waited for: a peer that keeps the stream open is cancelled."""
     left = asyncio.Event()
     done = agent_pb2.ExecuteTaskSyncResponse(
@@ -349,7 +352,8 @@ async def test_a_sync_peer_that_never_ends_its_stream_is_left(forward: Makes) ->
 
     async def execute(_requests: Any, _context: Any) -> AsyncIterator[bytes]:
         try:
-            yield done.SerializeToString()
+            for _ in range(messages):
+                yield done.SerializeToString()
             await asyncio.Event().wait()
         finally:
             left.set()
@@ -623,7 +627,7 @@ async def test_what_a_child_s_connector_raised_is_raised_here(forward: Makes) ->
 async def test_the_largest_description_passes(forward: Makes) -> None:
     """6,000 bytes of a description arrive whole, and a long traceback in details as well."""
     facts = json.dumps({"mro": ["a.B", "builtins.Exception"], "text": "x" * 5_900}).encode()
-    refuse = refusing(StatusCode.UNKNOWN, "y" * 7_000, (ERROR_KEY, facts))
+    refuse = refusing(StatusCode.UNKNOWN, "y" * 40_000, (ERROR_KEY, facts))
     async with peer({f"{JOBS['flyteidl']}/GetTask": refuse}) as other:
         error = await fails(forward(other.endpoint).run(call(GET)))
         assert (type(error).__name__, len(str(error))) == ("B", 5_900)
