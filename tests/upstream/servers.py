@@ -75,13 +75,14 @@ class Ours:
         hosts: Mapping[str, Mapping[str, Any]],
         flags: Sequence[str] = (),
         more: str = "",
+        command: Sequence[str | Path] = (COMMAND,),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "service.toml"
         config.write_text("".join(_section(name, host) for name, host in hosts.items()) + more)
         defaults = ("--port=0", "--prometheus-port=0", "--drain-delay=0")
         process = subprocess.Popen(
-            [str(COMMAND), "serve", "--config", str(config), *defaults, *flags],
+            [*map(str, command), "serve", "--config", str(config), *defaults, *flags],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
