@@ -79,10 +79,21 @@ class RemoteHost:
     it is away, and calls fail as transient: the policies retry or absorb them.
     """
 
-    def __init__(self, name: str, settings: HostSection, *, every: float = _EVERY) -> None:
-        """Take the host's name and its section; ``every`` is how often the peer is asked."""
+    def __init__(
+        self,
+        name: str,
+        settings: HostSection,
+        *,
+        on_event: Callable[[str, str], None] = lambda _kind, _detail: None,
+        every: float = _EVERY,
+    ) -> None:
+        """Take the host's name and its section; ``every`` is how often the peer is asked (seconds).
+
+        ``on_event`` hears of ``up``, ``down``, ``reloaded`` and ``reload_refused``, with a detail.
+        """
         self.name = name
         self._settings = settings
+        self._on_event = on_event
         self._every = every
         self._listing = Listing(settings.enable, settings.disable)
         self._line: _Line | None = None
@@ -206,17 +217,21 @@ class RemoteHost:
             HostError: The peer does not answer on the new connection, or the files cannot be used.
         """
         try:
-            fresh = _Line(self.name, self._settings, self._listing)
-        except ConfigError as error:
+            await self._replace()
+        except (ConfigError, NoAnswerError) as error:
+            self._on_event("reload_refused", str(error))
             raise HostError(f"{error} The connection as it was stays in use.") from None
+        self._on_event("reloaded", self._settings.endpoint)
+
+    async def _replace(self) -> None:
+        """Put a connection that answers in place of the one there is."""
+        fresh = _Line(self.name, self._settings, self._listing)
         async with self._asking:
             try:
                 answer = await fresh.discovery.ask(self._settings.start_timeout)
-            except BaseException as error:
+            except BaseException:
                 await fresh.channel.close()
-                if not isinstance(error, NoAnswerError):
-                    raise
-                raise HostError(f"{error} The connection as it was stays in use.") from None
+                raise
             old, self._line = self._line, fresh
             self._answered(answer)
         if old is not None:
@@ -249,6 +264,7 @@ class RemoteHost:
     def _answered(self, answer: Mapping[FlyteProtocol, Mapping[TaskCategory, Offer]]) -> None:
         if self._status is not HostStatus.UP:
             _log.info("remote host is up", extra=self._facts())
+            self._on_event("up", self._settings.endpoint)
         self._status, self._error, self._failures = HostStatus.UP, "", 0
         changes = [self._listing.answered(protocol, offers) for protocol, offers in answer.items()]
         if any(changes):
@@ -261,6 +277,7 @@ class RemoteHost:
     def _unanswered(self, error: str) -> None:
         if self._status is not HostStatus.DOWN:
             _log.warning("remote host is down", extra={**self._facts(), "error": error})
+            self._on_event("down", error)
         self._status, self._error = HostStatus.DOWN, error
         self._failures += 1
 

@@ -53,10 +53,15 @@ async def host() -> AsyncIterator[Hosts]:
     async with contextlib.AsyncExitStack() as stack:
 
         async def make(
-            endpoint: str, *, every: float = 0.05, start: bool = True, **section: Any
+            endpoint: str,
+            *,
+            every: float = 0.05,
+            start: bool = True,
+            on_event: Any = lambda *_: None,
+            **section: Any,
         ) -> RemoteHost:
             settings = HostSection(endpoint=endpoint, **{"start_timeout": 10.0, **section})
-            remote = RemoteHost("far", settings, every=every)
+            remote = RemoteHost("far", settings, every=every, on_event=on_event)
             stack.push_async_callback(remote.close, 0)
             if start:
                 await remote.start()
@@ -540,6 +545,24 @@ async def test_a_reload_that_finds_nobody_keeps_what_was(host: Hosts) -> None:
         assert remote._open() is old
         assert (await remote.run(call(Operation.GET, "spark"))).message == "m"
         assert remote.snapshot().status is HostStatus.UP
+
+
+async def test_its_ups_and_downs_are_events(host: Hosts) -> None:
+    """Whoever counts hears of each change once, and of reloads, taken or refused."""
+    events: list[str] = []
+    answers = {LISTS["flyteidl"]: answering(agents(agent("spark")))}
+    async with peer(answers) as other:
+        remote = await host(
+            other.endpoint, every=3_600, on_event=lambda kind, _detail: events.append(kind)
+        )
+        await remote.reload()
+        await remote._ask(remote._open(), 5)
+        other.answers.clear()
+        for _ in range(2):
+            await remote._ask(remote._open(), 5)
+        with pytest.raises(HostError):
+            await remote.reload()
+    assert events == ["up", "reloaded", "down", "reload_refused"]
 
 
 async def test_closing_gives_calls_their_grace_and_then_ends_them(host: Hosts) -> None:
