@@ -19,6 +19,8 @@ _MOST_FILES = 200
 _LONGEST_SECRET = 16_384  # bytes of a file
 _LONGEST = 16_000  # characters of a record's text
 
+_USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+
 _known: dict[str, None] = {}
 _known_lock = threading.Lock()
 _PATTERNS = (
@@ -84,6 +86,13 @@ class RecordHandler(logging.Handler):
             message = record.getMessage()
         except Exception:  # noqa: BLE001 - wrong arguments of somebody's log call
             message = f"{record.msg!r} {record.args!r}"
+        extra = [
+            f"{name}={value}"
+            for name, value in vars(record).items()
+            if name not in _USUAL and isinstance(value, (str, int, float))
+        ]
+        if extra:
+            message = f"{message} ({', '.join(extra)})"
         fields = {
             "level": record.levelname,
             "logger": record.name,
