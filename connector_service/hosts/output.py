@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -177,11 +177,14 @@ class Output:
 class Reader(asyncio.Protocol):
     """Splits one pipe into lines of bounded length; ``closed`` is set when it ended."""
 
-    def __init__(self, output: Output, on_line: Callable[[bytes], None]) -> None:
-        """Take who speaks, and who hears each line."""
+    def __init__(
+        self, output: Output, on_line: Callable[[bytes], None], *, skips: bool = True
+    ) -> None:
+        """Take who speaks, who hears each line, and whether a flood may pass unheard."""
         self.closed = asyncio.Event()
         self._output = output
         self._on_line = on_line
+        self._skips = skips
         self._buffer = bytearray()
         self._transport: asyncio.ReadTransport | None = None
         self._since = 0.0
@@ -194,8 +197,8 @@ class Reader(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the pipe."""
-        assert isinstance(transport, asyncio.ReadTransport)  # noqa: S101 - a pipe is nothing else
-        self._transport = transport
+        # A pipe's is nothing else; uvloop's are no subclass of asyncio's.
+        self._transport = cast("asyncio.ReadTransport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Hand on what had no line break, and say that it is over."""
@@ -208,7 +211,7 @@ class Reader(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand on every line that is complete."""
         self._breathe(len(data))
-        if self._output.exhausted and not self._buffer.startswith(HANDSHAKE):
+        if self._skips and self._output.exhausted:
             self._skip(data)
             return
         *lines, rest = data.split(b"\n")

@@ -198,14 +198,14 @@ class ProcessHost:
             async with bulkhead.entered(call.deadline):
                 child = self._pick(call)
                 if child is not None:
+                    self._turn += 1
                     return await operate(child)
 
     def _pick(self, call: Call) -> Generation | None:
         """Choose the worker with the fewest calls, those that answer promptly before others."""
         best: Generation | None = None
         least = (True, 0)
-        count = len(self._workers)
-        self._turn = (self._turn + 1) % max(count, 1)
+        count = 0 if self._closing else len(self._workers)
         for step in range(count):
             child = self._workers[(self._turn + step) % count].current
             if child is None or not child.alive or not child.serves(call):

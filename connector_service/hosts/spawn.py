@@ -150,11 +150,10 @@ class Process:
     async def listen(self) -> None:
         """Begin to read what it prints."""
         loop = asyncio.get_running_loop()
-        for pipe, on_line in (
-            (self._popen.stdout, self._on_stdout),
-            (self._popen.stderr, self._output.line),
+        for pipe, reader in (
+            (self._popen.stdout, Reader(self._output, self._on_stdout, skips=False)),
+            (self._popen.stderr, Reader(self._output, self._output.line)),
         ):
-            reader = Reader(self._output, on_line)
             await loop.connect_read_pipe(lambda reader=reader: reader, pipe)  # type: ignore[misc]
             self._readers.append(reader)
 
