@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from flyteidl.admin import agent_pb2
 
+from connector_service.hosts.replica import Permanent
 from connector_service.plugins.loader import PluginRecord, PluginState
 from connector_service.runtime.route import Served
 from connector_service.sdk.resource import TaskCategory
@@ -109,7 +110,8 @@ class Offer(msgspec.Struct, frozen=True):
         categories: dict[TaskCategory, Served] = {}
         for agent in handshake.agents:
             for category in agent.categories:
-                categories.setdefault(TaskCategory(*category), Served(agent.name, agent.is_sync))
+                served = Served(agent.name, agent.is_sync, (Permanent,))
+                categories.setdefault(TaskCategory(*category), served)
         plugins = handshake.records()
         loaded = {plugin.name: plugin.categories for plugin in plugins if plugin.loaded}
         return cls(categories, plugins, handshake.versions, loaded)
