@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from connector_service.hosts.procfs import Sizes
     from connector_service.runtime.call import Call
 
-__all__ = ["Generation", "Plan", "StartError", "Timing"]
+__all__ = ["Generation", "Plan", "StartError", "Timing", "surely"]
 
 _log = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ class Generation:
                 await generation._shake_hands(token)
         except BaseException as error:
             process.kill()
-            await _surely(generation.finish())
+            await surely(generation.finish())
             if isinstance(error, TimeoutError):
                 raise StartError(
                     f"did not answer within {section.start_timeout:g} s of its start; raise"
@@ -426,7 +426,7 @@ async def _first(*doing: Coroutine[Any, Any, Any]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _surely(doing: Coroutine[Any, Any, Any]) -> None:
+async def surely(doing: Coroutine[Any, Any, Any]) -> None:
     """Await ``doing`` to its end, and only then be cancelled."""
     task = asyncio.ensure_future(doing)
     cancelled: asyncio.CancelledError | None = None

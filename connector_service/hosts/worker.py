@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from connector_service.errors import ConfigError, HostError
-from connector_service.hosts.generation import Generation, StartError
+from connector_service.hosts.generation import Generation, StartError, surely
 from connector_service.hosts.outer import HostStatus, WorkerState
 
 if TYPE_CHECKING:
@@ -96,9 +96,7 @@ class Worker:
         except asyncio.CancelledError:
             own = asyncio.current_task()
             if self._closing and not (own is not None and own.cancelling()):
-                raise HostError(
-                    f"Host {self._plan.name} was not reloaded: the service is leaving."
-                ) from None
+                raise self._leaving() from None
             raise
 
     async def close(self, grace: float) -> None:
@@ -174,6 +172,8 @@ class Worker:
             self._first_round.set_exception(error)
 
     async def _replace(self, check: Callable[[Offer], None], only: Generation | None) -> None:
+        if self._closing:
+            raise self._leaving()
         while sum(child.draining for child in self._living) >= _MOST_DRAINING:
             await asyncio.wait(self._endings, return_when=asyncio.FIRST_COMPLETED)
         async with self._launching:
@@ -198,8 +198,7 @@ class Worker:
             try:
                 check(child.offer)
             except HostError:
-                child.draining = True
-                await child.retire(0.0)
+                await surely(child.retire(0.0))
                 raise
         return child
 
@@ -304,6 +303,9 @@ class Worker:
             await self._replace(check, child)
         except HostError as error:
             child.kill(f"its memory is over the limit ({size}) and nobody could follow: {error}")
+
+    def _leaving(self) -> HostError:
+        return HostError(f"Host {self._plan.name} was not reloaded: the service is leaving.")
 
     @property
     def _subject(self) -> str:

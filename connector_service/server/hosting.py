@@ -36,7 +36,8 @@ def make_hosts(config: Config, run_dir: Path, metrics: ServiceMetrics) -> list[O
         else:
             from connector_service.hosts.process import ProcessHost  # noqa: PLC0415
 
-            hosts.append(ProcessHost(name, section, run_dir, on_event=on_event))
+            level = config.log.log_level
+            hosts.append(ProcessHost(name, section, run_dir, on_event=on_event, log_level=level))
     return hosts
 
 

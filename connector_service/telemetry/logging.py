@@ -116,7 +116,7 @@ def _time(record: logging.LogRecord) -> str:
 
 def _trace(record: logging.LogRecord) -> str:
     if not record.exc_info or record.exc_info[1] is None:
-        return ""
+        return record.exc_text or ""  # a child's: it comes as text
     return "".join(traceback.format_exception(*record.exc_info)).rstrip()
 
 

@@ -13,6 +13,7 @@ from process_hosts import QUICK, Hosts, ask, get, pid_of, until
 
 from connector_service.hosts.output import HANDSHAKE, Output, Reader, Throttle
 from connector_service.sdk.secrets import redact
+from connector_service.telemetry.logging import JsonFormatter, TextFormatter
 
 NAME = "connector_service.hosts.output"
 
@@ -167,6 +168,8 @@ async def test_records_of_the_child(records: list[logging.LogRecord]) -> None:
     first = next(record for record in records if record.name == "theirs.code")
     assert (first.levelname, first.message, first.exc_text) == ("ERROR", "oh", "Trace token=***")
     assert vars(first)["worker"] == 3
+    assert TextFormatter().format(first).endswith("h worker=3 pid=0\nTrace token=***")
+    assert json.loads(JsonFormatter().format(first))["traceback"] == "Trace token=***"
     rest = [record.message for record in records if record.name == NAME]
     assert rest[0] == "connector-host-log {broken"
     assert len(rest) == 2
