@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 import pytest
-
 from child_program import PATIENCE, Child, Wire, facts, running
 
 PLUGINS = Path(__file__).parent / "plugins"

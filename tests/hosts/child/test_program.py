@@ -15,7 +15,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-
 from child_program import PATIENCE, PROGRAM, Child, Wire, running
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -188,9 +187,11 @@ def test_sigterm_lets_calls_in_flight_end(child: Child) -> None:
 def test_log_records_come_as_records_with_secrets_masked(tmp_path: Path) -> None:
     """What connectors log is one line of JSON each: level, logger, text, traceback, no secrets."""
     environ = {"_FSEC_TOKEN": "open-sesame"}
-    with running(
-        tmp_path, ["module:odd"], path=[PLUGINS], environ=environ, log_level="info"
-    ) as (child, wire, _):
+    with running(tmp_path, ["module:odd"], path=[PLUGINS], environ=environ, log_level="info") as (
+        child,
+        wire,
+        _,
+    ):
         wire.get("odd", b'{"word": "log"}')
         child.hear("it failed")
         records = {record["message"]: record for record in child.records()}
@@ -241,9 +242,11 @@ def test_a_plugin_that_does_not_load_breaks_itself_alone(tmp_path: Path) -> None
 
 def test_enable_and_disable_choose_task_types(tmp_path: Path) -> None:
     """Only the task types that `enable` matches and `disable` does not are served."""
-    with running(
-        tmp_path, ["module:odd"], path=[PLUGINS], enable=["o*"], disable=["other"]
-    ) as (_, wire, shaken):
+    with running(tmp_path, ["module:odd"], path=[PLUGINS], enable=["o*"], disable=["other"]) as (
+        _,
+        wire,
+        shaken,
+    ):
         assert [agent["categories"] for agent in shaken["agents"]] == [[["odd", 0]]]
         with pytest.raises(grpc.RpcError) as caught:
             wire.get("other")
