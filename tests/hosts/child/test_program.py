@@ -70,7 +70,7 @@ def test_the_handshake_is_one_line_whatever_plugins_print(child: Child) -> None:
 
 
 def test_only_this_user_and_the_parent_may_call(child: Child) -> None:
-    """The socket is this user's alone, and a call without the token, or with another, is refused."""
+    """The socket is this user's alone; a call without the token, or with another, is refused."""
     child.handshake()
     assert stat.S_IMODE(child.socket.stat().st_mode) == 0o600
     for token in ("", "0" * 64, child.token[:-1]):
@@ -152,7 +152,7 @@ def test_it_ends_with_its_parent_though_the_interpreter_is_held(tmp_path: Path) 
     held = channel.unary_unary("/flyteidl.service.AsyncAgentService/GetTask").future(
         request.SerializeToString(), metadata=metadata
     )
-    with pytest.raises(grpc.RpcError):  # it answers no more: the lock is held
+    with pytest.raises(grpc.RpcError):  # noqa: PT012 - it answers no more: the lock is held
         for _ in range(1_000):
             ping(b"", metadata=metadata, timeout=1)
     parent.kill()

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from flyteidl.admin import agent_pb2
 
@@ -30,7 +30,7 @@ from connector_service import (
 )
 from connector_service.errors import SecretNotFoundError
 
-print("printed while it loads")
+print("printed while it loads")  # noqa: T201 - as plugins do
 os.write(1, b"written to descriptor 1\n")
 logging.getLogger("odd").warning("loading with password=hunter22")
 
@@ -40,13 +40,13 @@ class Meta(ResourceMeta):
     word: str = ""
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - a stranger's
     """What the connector calls permanent."""
 
 
 class Response:
     status_code = 503
-    headers = {"Retry-After": "3"}
+    headers: ClassVar[dict[str, str]] = {"Retry-After": "3"}
 
 
 class HttpError(OSError):
@@ -63,7 +63,7 @@ class RpcError(Exception):
         return Code
 
 
-class Unspeakable(Exception):
+class Unspeakable(Exception):  # noqa: N818
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
@@ -122,11 +122,13 @@ class Odd(AsyncConnectorBase):
             asyncio.get_running_loop().create_task(self._exit())
             await asyncio.sleep(0.05)
         if what == "block":
-            time.sleep(float(argument))
+            time.sleep(float(argument))  # noqa: ASYNC251 - the fault
         if what == "hold":  # the interpreter's lock too
             ctypes.PyDLL(None).sleep(int(argument))
         if what == "child":
-            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            child = subprocess.Popen(  # noqa: ASYNC220 - as plugins do
+                [sys.executable, "-c", "import time; time.sleep(600)"]
+            )
             return Resource(phase=Phase.RUNNING, message=str(child.pid))
         if what == "wait":
             try:
@@ -137,7 +139,7 @@ class Odd(AsyncConnectorBase):
             return Resource(phase=Phase.RUNNING, message=str(self.left.is_set()))
         if what == "log":
             try:
-                raise ValueError("api_key=verysecret")
+                raise ValueError("api_key=verysecret")  # noqa: TRY301
             except ValueError:
                 logging.getLogger("odd").exception("it failed")
         name = threading.current_thread().name
