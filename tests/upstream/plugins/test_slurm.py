@@ -139,6 +139,20 @@ async def test_a_function_is_submitted(
     assert cluster.state(job) in {"CANCELLED", "COMPLETING"}
 
 
+async def test_flyte_2_drives_it(server: Server, cluster: Slurm, tasks: dict[str, bytes]) -> None:
+    """Flyte 2's client runs and cancels the same tasks at our service; upstream's speaks one."""
+    if type(server).__name__ == "Theirs":
+        return
+    async with calling("flyteidl2", server.endpoint) as client:
+        meta = await client.create(template_of(client, tasks["login/echo"]))
+        seen = await poll(client, meta, "slurm")
+        assert (seen.phase, seen.resource.message) == ("SUCCEEDED", "hello from slurm\n")
+        meta = await client.create(template_of(client, tasks["login/wait"]))
+        await running(cluster, job_of(meta))
+        await client.delete(meta, "slurm")
+        assert cluster.state(job_of(meta)) in {"CANCELLED", "COMPLETING"}
+
+
 @pytest.mark.parametrize("side", SIDES)
 async def test_a_refused_login(
     side: str, python: Path, cluster: Slurm, tasks: dict[str, bytes], tmp_path: Path
