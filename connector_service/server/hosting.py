@@ -85,9 +85,12 @@ class Hosting:
         """
         for host in self._hosts.values():
             host.on_change(on_change)
-        async with asyncio.TaskGroup() as group:
-            for host in self._hosts.values():
-                group.create_task(host.start())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for host in self._hosts.values():
+                    group.create_task(host.start())
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None  # the operator mends one at a time
         if not strict:
             return
         for state in self.states():
