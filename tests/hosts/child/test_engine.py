@@ -23,6 +23,7 @@ from connector_service.hosts.child.connector_host.engine import (
 )
 from connector_service.hosts.child.connector_host.facts import describe
 from connector_service.hosts.child.connector_host.plan import Fit
+from connector_service.hosts.child.connector_host.table import Found, Plugin, Served, Table
 
 STACK: contextvars.ContextVar[list[str]] = contextvars.ContextVar("stack")
 PATIENCE = 30.0
@@ -204,3 +205,28 @@ def test_botocores_response_is_told() -> None:
     assert json.loads(describe(error))["response"] == {
         "ResponseMetadata": {"HTTPStatusCode": 429, "HTTPHeaders": {"retry-after": "4"}}
     }
+
+
+def test_of_two_offers_of_a_category_the_first_wins() -> None:
+    """The second source's plugin says what it lost to whom; the rest of it is served."""
+
+    def offer(name: str, *types: str) -> Found:
+        connector = object()
+        lane = Engine(1).lane(connector, name)
+        served = [
+            Served((kind, 0), name, False, ("flyteidl",), connector, lane, {}) for kind in types
+        ]
+        plugin = Plugin(name, name, "loaded", categories=[(kind, 0) for kind in types])
+        return Found(served, [plugin], {"flyteidl": None})
+
+    table = Table([offer("one", "a"), offer("two", "a", "b"), offer("three", "b")])
+    assert {key: one.name for key, one in table.by_protocol["flyteidl"].items()} == {
+        ("a", 0): "one",
+        ("b", 0): "two",
+    }
+    one, two, three = table.plugins
+    assert (one.state, one.error) == ("loaded", "")
+    assert (two.state, two.categories) == ("loaded", [("b", 0)])
+    assert "one of another source of this host has a (v0) already" in two.error
+    assert (three.state, three.categories) == ("failed", [])
+    assert [agent["categories"] for agent in table.agents()] == [[["a", 0]], [["b", 0]]]
