@@ -31,13 +31,29 @@ class Seen:
 
 
 class Client(Flyte):
-    """Flyte's client, that gives each job a prefix of its own, as Flyte does."""
+    """Flyte's client, that gives each job a prefix of its own and polls with it, as Flyte does.
+
+    A plugin's meta alone may not tell its jobs apart: two sensors of one task have the same.
+    """
+
+    def __init__(self, protocol: str, endpoint: str) -> None:
+        super().__init__(protocol, endpoint)
+        self._elsewhere = f"mem://{uuid.uuid4()}"
+        self._prefixes: dict[bytes, str] = {}
 
     async def create(
         self, template: Any, inputs: Any = None, *, prefix: str = "", **more: Any
     ) -> bytes:
         prefix = prefix or f"mem://{uuid.uuid4()}"
-        return await super().create(template, inputs, prefix=prefix, **more)
+        meta = await super().create(template, inputs, prefix=prefix, **more)
+        self._prefixes[meta] = prefix
+        return meta
+
+    async def get(self, meta: bytes, task_type: str = "", **more: Any) -> Any:
+        prefix = self._prefixes.get(meta, self._elsewhere)
+        job = self._job(meta, task_type)
+        request = self.messages.GetTaskRequest(**job, output_prefix=prefix, **more)
+        return (await self.jobs.GetTask(request, timeout=30)).resource
 
 
 @contextlib.asynccontextmanager

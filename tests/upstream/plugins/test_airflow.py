@@ -85,6 +85,19 @@ async def test_a_sensor_waits(
     assert (seen.phase, seen.errors) == ("SUCCEEDED", [])
 
 
+async def test_the_same_sensor_twice(
+    client: Flyte, tasks: dict[str, bytes], outside: Outside
+) -> None:
+    """Two jobs of one task have the same state, byte by byte; the end of one is not the other's."""
+    first = await client.create(template_of(client, tasks["file"]))
+    (outside.folder / "awaited").touch()
+    assert (await poll(client, first, TYPE)).phase == "SUCCEEDED"
+    (outside.folder / "awaited").unlink()
+    second = await client.create(template_of(client, tasks["file"]))
+    assert first == second
+    assert phase_name(await client.get(second, TYPE)) == "RUNNING"
+
+
 async def test_an_operator_runs_once(
     client: Flyte, tasks: dict[str, bytes], outside: Outside
 ) -> None:
@@ -123,8 +136,8 @@ async def test_a_deferred_operator_fails(
 ) -> None:
     """The trigger's bad news is a failed job, with the operator's message."""
     outside.status = 404
-    outside.ended.set()
     meta = await client.create(template_of(client, tasks["http"]))
+    outside.ended.set()
     seen = await poll(client, meta, TYPE)
     assert seen.phase == "FAILED"
     assert "404" in seen.resource.message
