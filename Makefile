@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find connector_service -name '*.py')
 
-.PHONY: demo test test-upstream check lock protos image clean install
+.PHONY: demo test test-upstream bench bench-quick check lock protos image clean install
 
 $(VENV)/.requirements: requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,14 @@ PYTHON_OF = CONNECTOR_SERVICE_$(shell echo $(1) | tr a-z- A-Z_)_PYTHON=$(CURDIR)
 test-upstream: install $(UPSTREAM:%=.venv-%/.requirements)
 	env $(foreach name,$(UPSTREAM),$(call PYTHON_OF,$(name))) $(BIN)/python -m pytest tests/upstream
 
+# Beside upstream's services, each in an environment of its own; half an hour on an idle machine.
+bench: install .venv-uv/.requirements
+	$(BIN)/python -m bench run
+
+# Ours and the floor, in three minutes; fails only where a figure is far from what is promised.
+bench-quick: install
+	$(BIN)/python -m bench run --quick
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,4 +70,4 @@ image:
 	docker build --build-arg VERSION=$$(sed -n "s/__version__ = \"\(.*\)\"/\1/p" connector_service/version.py) --build-arg REVISION=$$(git rev-parse HEAD) -t connector-service .
 
 clean:
-	rm -rf $(VENV) .venv-uv $(UPSTREAM:%=.venv-%) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench-* .venv-uv $(UPSTREAM:%=.venv-%) build dist .mypy_cache .pytest_cache .ruff_cache

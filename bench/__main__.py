@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from bench import environments, report
 from bench.capacity import capacity
 from bench.cases import CASES
-from bench.instructions import MissingToolError, count
+from bench.environments import MissingToolError
+from bench.instructions import count
 from bench.peers import PEERS
 from bench.quick import quick
 from bench.rounds import Turns

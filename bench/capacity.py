@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.cases import CASES
-from bench.instructions import MissingToolError
+from bench.environments import MissingToolError
 from bench.load import Connection, Load
 from bench.process import CLIENT_CORE, SERVER_CORE, free_port, on_core
 

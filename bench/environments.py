@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ENVIRONMENTS", "ROOT", "installed_size", "make", "python_of"]
+__all__ = ["ROOT", "MissingToolError", "installed_size", "make", "python_of"]
 
 ROOT = Path(__file__).parent.parent
 _FLOOR = ("grpcio", "protobuf", "flyteidl", "flyteidl2", "grpcio-health-checking")
@@ -30,8 +30,11 @@ _ROOTS = {
     "floor": _FLOOR,
     "floor-uvloop": (*_FLOOR, "uvloop"),
 }
-ENVIRONMENTS = (*_ROOTS, "flytekit", "flyte", "plot")
 _INSTALLERS = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth")
+
+
+class MissingToolError(Exception):
+    """A program that is not Python's is not installed."""
 
 
 def python_of(name: str) -> Path:
@@ -43,6 +46,9 @@ def make(name: str) -> Path:
     """Make an environment if its lock has changed since, and return its interpreter.
 
     Our own service is installed anew each time: its code may have changed.
+
+    Raises:
+        MissingToolError: uv is not installed.
     """
     python = python_of(name)
     lock = _lock(name)
@@ -54,20 +60,20 @@ def make(name: str) -> Path:
         folder.mkdir()
         requirements = folder / "requirements.txt"
         requirements.write_text(lock, encoding="utf-8")
-        _create(folder)
-        _install(python, "--require-hashes", "-r", str(requirements))
+        _uv("venv", "--allow-existing", "--python", sys.executable, folder)
+        _uv("pip", "install", "--python", python, "--require-hashes", "-r", requirements)
         stamp.write_text(wanted, encoding="ascii")
     if name == "ours":
         with tempfile.TemporaryDirectory() as built:
             command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", built]
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)  # noqa: S603
             (wheel,) = Path(built).glob("*.whl")
-            _install(python, "--no-deps", "--force-reinstall", str(wheel))
+            _uv("pip", "install", "--python", python, "--no-deps", "--reinstall", wheel)
     return python
 
 
 def installed_size(name: str) -> int:
-    """Return the bytes of what is installed, bytecode included, without pip and setuptools."""
+    """Return the bytes on disk of what is installed, with bytecode, without pip and setuptools."""
     python = python_of(name)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = python.parent.parent / "lib" / version / "site-packages"
@@ -75,7 +81,7 @@ def installed_size(name: str) -> int:
         [python, "-m", "compileall", "-q", "-j0", packages], check=False, capture_output=True
     )
     return sum(
-        file.lstat().st_size
+        file.lstat().st_blocks * 512
         for entry in packages.iterdir()
         if not entry.name.startswith(_INSTALLERS)
         for file in ([entry] if entry.is_file() else entry.rglob("*"))
@@ -108,18 +114,12 @@ def _closure(roots: Iterable[str]) -> set[str]:
     return found
 
 
-def _create(folder: Path) -> None:
-    uv = shutil.which("uv")
-    tool = [uv, "venv", "--quiet", "--allow-existing"] if uv else [sys.executable, "-m", "venv"]
-    python = ["--python", sys.executable] if uv else []
-    subprocess.run([*tool, *python, folder], check=True)  # noqa: S603
-
-
-def _install(python: Path, *arguments: str) -> None:
-    uv = shutil.which("uv")
-    tool = (
-        [uv, "pip", "install", "--quiet", "--python", str(python)]
-        if uv
-        else [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    )
-    subprocess.run([*tool, *arguments], check=True)  # noqa: S603
+def _uv(*arguments: str | Path) -> None:
+    """Run uv: that of ``make``, or the one on the path."""
+    own = ROOT / ".venv-uv" / "bin" / "uv"
+    program = str(own) if own.exists() else shutil.which("uv")
+    if program is None:
+        raise MissingToolError(
+            "uv is not installed; `make bench` brings it, and so does `pip install uv`."
+        )
+    subprocess.run([program, *arguments, "--quiet"], check=True)  # noqa: S603

@@ -16,17 +16,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.environments import MissingToolError
 from bench.load import Connection, Load
 
 if TYPE_CHECKING:
     from bench.cases import Case
     from bench.peers import Peer
 
-__all__ = ["MissingToolError", "count"]
-
-
-class MissingToolError(Exception):
-    """A program that is not Python's is not installed."""
+__all__ = ["count"]
 
 
 def count(peer: Peer, case: Case, calls: int = 400, warm_up: int = 200, in_flight: int = 16) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["PEERS", "Peer", "Running"]
 
 _ROOT = Path(__file__).parent.parent
-_PATIENCE = 120.0  # seconds until a server must be SERVING; under valgrind they take many
+_PATIENCE = 300.0  # seconds until a server must be SERVING; under valgrind they take many
 _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVE = "from connector_service.cli.main import main; main()"
 # What would steer a server from the outside.

@@ -30,6 +30,7 @@ def main(folder: Path) -> None:
     ratios = {(row["case"], row["peer"]): row["ratio"] for row in rows}
     wanted = {row["case"]: known[row["target"]]["at_least"] for row in rows}
     mpl.rcParams["svg.hashsalt"] = "bench"
+    mpl.rcParams["svg.fonttype"] = "none"
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(cases) + 1.2), layout="constrained")
     height = 0.8 / len(peers)
     for place, peer in enumerate(peers):

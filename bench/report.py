@@ -96,7 +96,7 @@ def _cell(verdict: Verdict | None, promise: dict[str, Any]) -> str:
         return f"{verdict.ratio:,.1f} {promise['unit']}"
     value, measure = verdict.value, verdict.measure
     if measure.endswith("bytes"):
-        shown = f"{value / 1e6:,.0f} MB"
+        shown = f"{value / 2**20:,.0f} MB"
     elif measure.endswith(", s"):
         shown = f"{value * 1e3:,.2f} ms"
     else:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Verdict", "sum_up", "targets"]
 
-_MB = 1_000_000
+_MB = 1024 * 1024  # as du counts
 
 
 class Verdict(NamedTuple):
