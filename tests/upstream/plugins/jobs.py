@@ -19,7 +19,7 @@ SUCCEEDED = TaskExecution.SUCCEEDED
 FAILED = TaskExecution.FAILED
 INITIALIZING = TaskExecution.INITIALIZING
 ENDED = {SUCCEEDED, FAILED, TaskExecution.ABORTED, TaskExecution.RETRYABLE_FAILED}
-POLLS = 100
+PATIENCE = 60.0
 # Every task type of the environment's plugins, and flytekit's own two.
 TYPES = {
     "bigquery_query_job_task",
@@ -81,14 +81,14 @@ def inputs(**values: str | int) -> literals_pb2.LiteralMap:
 async def ended(flyte: Client, meta: bytes, task_type: str) -> tuple[list[int], Any]:
     """Poll until the job has ended; return the phases seen, and the last resource."""
     phases: list[int] = []
-    for _ in range(POLLS):
-        resource = await flyte.get(meta, task_type)
-        if not phases or phases[-1] != resource.phase:
-            phases.append(resource.phase)
-        if resource.phase in ENDED:
-            return phases, resource
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"never ended: {phases} {resource}")
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            resource = await flyte.get(meta, task_type)
+            if not phases or phases[-1] != resource.phase:
+                phases.append(resource.phase)
+            if resource.phase in ENDED:
+                return phases, resource
+            await asyncio.sleep(0.05)
 
 
 async def refused(flyte: Client, call: Coroutine[Any, Any, Any]) -> grpc.aio.AioRpcError:

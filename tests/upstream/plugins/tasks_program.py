@@ -16,9 +16,11 @@ from flytekit.configuration import Image, ImageConfig, SerializationSettings
 from flytekit.extras.webhook import WebhookTask
 from flytekit.sensor.file_sensor import FileSensor
 from flytekit.tools.translator import get_serializable
+from flytekitplugins.awssagemaker_batch_transform import SageMakerTransformJobTask
+from flytekitplugins.awssagemaker_hyperparameter_tuning import SageMakerHyperParameterTuningJobTask
 from flytekitplugins.awssagemaker_inference import BotoConfig, BotoTask, SageMakerEndpointTask
 from flytekitplugins.awssagemaker_processing import SageMakerProcessingJobTask
-from flytekitplugins.awssagemaker_training import SageMakerTrainingJobTask
+from flytekitplugins.awssagemaker_training import SageMakerTraining, SageMakerTrainingJobTask
 from flytekitplugins.bigquery import BigQueryConfig, BigQueryTask
 from flytekitplugins.openai import BatchEndpointTask, ChatGPTTask
 from flytekitplugins.sleep import Sleep
@@ -59,6 +61,14 @@ def boto(method: str, config: dict[str, object], **inputs: type) -> BotoTask:
     container_image="example.org/spark:1",
 )
 def databricks(a: int) -> int:
+    return a
+
+
+@task(
+    task_config=SageMakerTraining(execution_role_arn=ROLE, region=REGION),
+    container_image="example.org/training:1",
+)
+def training_function(a: int) -> int:
     return a
 
 
@@ -145,6 +155,33 @@ TASKS = {
         },
         region=REGION,
         images={"model": "example.org/model:1"},
+        inputs=kwtypes(name=str),
+    ),
+    "training_function": training_function,
+    "tuning": SageMakerHyperParameterTuningJobTask(
+        name="tuning",
+        config={
+            "HyperParameterTuningJobName": "{inputs.name}",
+            "HyperParameterTuningJobConfig": {
+                "Strategy": "Random",
+                "ResourceLimits": {"MaxNumberOfTrainingJobs": 1, "MaxParallelTrainingJobs": 1},
+            },
+        },
+        region=REGION,
+        inputs=kwtypes(name=str),
+    ),
+    "transform": SageMakerTransformJobTask(
+        name="transform",
+        config={
+            "TransformJobName": "{inputs.name}",
+            "ModelName": "{inputs.name}",
+            "TransformInput": {
+                "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://acme/in"}}
+            },
+            "TransformOutput": {"S3OutputPath": "s3://acme/out"},
+            "TransformResources": {"InstanceType": "ml.m5.large", "InstanceCount": 1},
+        },
+        region=REGION,
         inputs=kwtypes(name=str),
     ),
     "processing": SageMakerProcessingJobTask(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickletools
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,19 @@ from upstream.plugins.jobs import (
 def name() -> str:
     """A name of this test's own, for the account is shared."""
     return f"job-{uuid.uuid4().hex[:12]}"
+
+
+def strings(meta: bytes) -> set[str]:
+    """Return every text in a meta of cloudpickle's, unread: its classes are not here."""
+    return {arg for _, arg, _ in pickletools.genops(meta) if isinstance(arg, str)}
+
+
+def rendered(template: Any, folder: Path) -> Any:
+    """Return the function's template with its command's placeholders filled, as propeller does."""
+    made = template("training_function")
+    for place, word in enumerate(made.container.args):
+        made.container.args[place] = word.replace("{{.", f"{folder}/").replace("}}", "")
+    return made
 
 
 async def make_endpoint(flyte: Client, template: Any, name: str) -> bytes:
@@ -58,7 +72,7 @@ async def test_a_training_job_goes_its_way(
 ) -> None:
     """A training job is RUNNING, then succeeds and names its model; its meta is cloudpickle's."""
     meta = await flyte.create(template("training"), inputs(name=name))
-    assert any("SageMakerTrainingJobMetadata" in str(arg) for _, arg, _ in pickletools.genops(meta))
+    assert "SageMakerTrainingJobMetadata" in strings(meta)
     backends.aws.control(
         "training_jobs", name, training_job_status="InProgress", secondary_status="Training"
     )
@@ -80,6 +94,51 @@ async def test_a_training_job_that_fails(
     )
     resource = await flyte.get(meta, "sagemaker-training-job")
     assert (resource.phase, resource.message) == (FAILED, "no data")
+
+
+async def test_a_transform_job_goes_its_way(flyte: Client, template: Any, name: str) -> None:
+    """A transform job succeeds and names where its output is."""
+    meta = await flyte.create(template("transform"), inputs(name=name))
+    _, resource = await ended(flyte, meta, "sagemaker-transform-job")
+    assert resource.phase == SUCCEEDED
+    assert b"s3://acme/out" in outputs(resource)["result"][1]
+
+
+async def test_a_tuning_job_goes_its_way(flyte: Client, template: Any, name: str) -> None:
+    """A tuning job succeeds with the model of the best of its training jobs."""
+    # moto names this one as the best, and has it only if somebody made it.
+    best = "FakeTrainingJobName"
+    await flyte.create(template("training"), inputs(name=best))
+    meta = await flyte.create(template("tuning"), inputs(name=name))
+    _, resource = await ended(flyte, meta, "sagemaker-hyperparameter-tuning-job")
+    assert resource.phase == SUCCEEDED
+    packed = outputs(resource)["result"][1]
+    assert name.encode() in packed
+    assert f"s3://acme/out/{best}/output/model.tar.gz".encode() in packed
+
+
+async def test_a_function_that_trains(
+    flyte: Client, template: Any, backends: Backends, tmp_path: Path
+) -> None:
+    """A function in a training job succeeds once its outputs lie under the output prefix."""
+    task_type = "sagemaker-training-task"
+    meta = await flyte.create(rendered(template, tmp_path), prefix=str(tmp_path))
+    (job,) = {arg for arg in strings(meta) if arg.startswith("flyte-")}
+    backends.aws.control("training_jobs", job, training_job_status="InProgress")
+    assert (await flyte.get(meta, task_type)).phase == RUNNING
+    (tmp_path / "outputs.pb").touch()
+    backends.aws.control("training_jobs", job, training_job_status="Completed")
+    resource = await flyte.get(meta, task_type)
+    assert resource.phase == SUCCEEDED
+    assert outputs(resource) == {}
+
+
+async def test_a_function_that_wrote_nothing(flyte: Client, template: Any, tmp_path: Path) -> None:
+    """A function whose job ended without outputs is a failed task that says so."""
+    meta = await flyte.create(rendered(template, tmp_path), prefix=str(tmp_path))
+    _, resource = await ended(flyte, meta, "sagemaker-training-task")
+    assert resource.phase == FAILED
+    assert "outputs.pb" in resource.message
 
 
 async def test_a_running_processing_job_is_stopped(
