@@ -177,7 +177,8 @@ async def test_nobody_waits_in_vain(hosts: Hosts) -> None:
 async def test_what_a_child_started_ends_with_it(hosts: Hosts) -> None:
     """When a child ends, its own children end: in its group, and in others of its session."""
     host, events = await hosts.started()
-    pids = [int(await ask(host, "spawn")), int(await ask(host, "fork"))]
+    pids = [int(await ask(host, "spawn", how)) for how in ("", "group")]
+    pids.append(int(await ask(host, "fork")))
     kill(await pid_of(host))
     await events.seen("exited")
     await until(lambda: not any(runs(pid) for pid in pids), within=2)

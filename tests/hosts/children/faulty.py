@@ -108,7 +108,10 @@ class Faulty(AsyncConnectorBase):
         code = "import time; time.sleep(600)"
         detached = argument == "detached"
         child = subprocess.Popen(
-            [sys.executable, "-c", code], start_new_session=detached, stdin=subprocess.DEVNULL
+            [sys.executable, "-c", code],
+            start_new_session=detached,
+            process_group=0 if argument == "group" else None,
+            stdin=subprocess.DEVNULL,
         )
         return str(child.pid)
 
