@@ -320,7 +320,7 @@ class Generation:
 
     async def _ping(self, timeout: float | None) -> None:  # noqa: ASYNC109 - gRPC's own
         assert self._channel is not None  # noqa: S101 - it shook hands
-        ask = self._channel.unary_unary(_PING)
+        ask: Any = self._channel.unary_unary(_PING)
         answer = await ask(
             b"", timeout=timeout, metadata=self._metadata, wait_for_ready=timeout is None
         )
