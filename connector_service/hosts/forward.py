@@ -7,6 +7,7 @@ them as they are, at that protocol's method; only its reply is re-read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -154,16 +155,20 @@ class Forwarder:
 
     async def _do(self, call: Call) -> Any:
         """Do a sync task's work: header, inputs, half-close, and one answer back."""
+        stream: Any = None
         try:
-            stream = self._sync(
-                iter(_sync_requests(call)), timeout=_left(call), metadata=self._metadata
-            )
+            requests = _sync_requests(call)
+            stream = self._sync(timeout=_left(call), metadata=self._metadata)
+            await _write(stream, requests)
             data = await stream.read()
             if data is grpc.aio.EOF:
                 raise self._broken(call, "no message")
             await _ended(stream)
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.CancelledError) as error:
             raise self._meaning(call, error) from None
+        finally:
+            if stream is not None:
+                stream.cancel()  # of one that has ended it is nothing
         try:
             answer = agent_pb2.ExecuteTaskSyncResponse.FromString(data)
             if answer.header.HasField("resource"):
@@ -224,15 +229,26 @@ class Forwarder:
         )
 
 
+async def _write(stream: Any, requests: Sequence[bytes]) -> None:
+    """Send what the peer reads; where it ends the call before that, reading tells why.
+
+    An iterator of requests would cancel the call then, and ``write`` would put a status of
+    grpc.aio's own in place of the peer's (grpc/aio/_call.py); what it calls does neither.
+    """
+    wire = getattr(stream, "_cython_call", None)
+    send = getattr(wire, "send_serialized_message", stream.write)
+    with contextlib.suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+        await stream.wait_for_connection()
+        for request in requests:
+            await send(request)
+        await stream.done_writing()
+
+
 async def _ended(stream: Any) -> None:
-    """Let the peer end its stream in its own time, and leave when it does not."""
-    try:
+    """Let the peer end its stream in its own time, for a while; the answer is here."""
+    with contextlib.suppress(TimeoutError, grpc.RpcError):
         async with asyncio.timeout(_TO_END):
             await stream.read()
-    except (TimeoutError, grpc.RpcError):
-        pass  # the answer is here
-    finally:
-        stream.cancel()
 
 
 def _left(call: Call) -> float | None:

@@ -340,6 +340,22 @@ async def test_a_sync_answer_that_is_none_is_trouble_at_the_peer(forward: Makes,
     assert str(error).endswith(f"do was answered with {what}.")
 
 
+async def test_a_sync_peer_that_refuses_before_it_has_read_is_heard(forward: Makes) -> None:
+    """However early the peer ends the call, while we write or before, its own status counts."""
+    facts = json.dumps({"mro": ["a.Early", "builtins.Exception"], "text": "t"}).encode()
+    refuse = refusing(StatusCode.UNKNOWN, "Early", (ERROR_KEY, facts))
+
+    async def execute(requests: Any, context: Any) -> AsyncIterator[bytes]:
+        yield await refuse(requests, context)
+
+    async with peer({SYNC: execute}) as other:
+        forwarder = forward(other.endpoint)
+        for number in range(60):
+            asked = call(Operation.DO, inputs_data=b"\x0a\x00" * 1_000 * (number % 8) ** 3)
+            error = await fails(forwarder.run(asked))
+            assert type(error).__name__ == "Early", repr(error)
+
+
 @pytest.mark.parametrize("messages", [1, 2])
 async def test_a_sync_peer_that_never_ends_its_stream_is_left(
     forward: Makes, messages: int
