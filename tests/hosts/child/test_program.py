@@ -147,6 +147,12 @@ def test_it_ends_with_its_parent_though_the_interpreter_is_held(tmp_path: Path) 
     ping(b"", metadata=metadata, timeout=PATIENCE)
     from flyteidl.admin import agent_pb2  # noqa: PLC0415 - beside its only use
 
+    request = agent_pb2.GetTaskRequest(resource_meta=b'{"word": "child:"}')
+    request.task_category.name = "odd"
+    answer = channel.unary_unary("/flyteidl.service.AsyncAgentService/GetTask")(
+        request.SerializeToString(), metadata=metadata, timeout=PATIENCE
+    )
+    started = int(agent_pb2.GetTaskResponse.FromString(answer).resource.message)
     request = agent_pb2.GetTaskRequest(resource_meta=b'{"word": "hold:600"}')
     request.task_category.name = "odd"
     held = channel.unary_unary("/flyteidl.service.AsyncAgentService/GetTask").future(
@@ -159,6 +165,7 @@ def test_it_ends_with_its_parent_though_the_interpreter_is_held(tmp_path: Path) 
     parent.wait(PATIENCE)
     try:
         assert gone(pid)
+        assert gone(started), "a process that a connector started outlived it"
     finally:
         held.cancel()
         channel.close()

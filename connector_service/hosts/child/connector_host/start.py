@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import signal
+import subprocess
 import sys
 import threading
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = 500  # more than the parent's: the kernel then takes this process first
 _DRAIN = 3_600.0  # seconds; the parent has drained before it asks us to end
 _LONGEST_LINE = 4 * 1024 * 1024
+
+_guarding: subprocess.Popen[bytes] | None = None
 
 
 class CannotStartError(Exception):
@@ -61,9 +64,8 @@ def main() -> NoReturn:
     os.dup2(nothing, 0)
     os.close(nothing)
     try:
-        line, rest = _first_line(orders)
-        _end_with_parent(orders, rest)
-        settings = _settings(line)
+        settings = _settings(_first_line(orders))
+        _end_with_parent(orders)
         output.install(settings.log_level)
         output.learn(settings.token)
         output.learn_mounted()
@@ -80,6 +82,9 @@ def main() -> NoReturn:
 
 def _leave(code: int) -> NoReturn:
     """End now: threads that never return keep nobody."""
+    if _guarding is not None:
+        _guarding.kill()
+        _guarding.wait()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
@@ -89,15 +94,14 @@ def _leave(code: int) -> NoReturn:
 # --- the parent --------------------------------------------------------------------------------
 
 
-def _first_line(descriptor: int) -> tuple[bytes, bytes]:
+def _first_line(descriptor: int) -> bytes:
     data = b""
     while b"\n" not in data and len(data) < _LONGEST_LINE:
         more = os.read(descriptor, 65_536)
         if not more:
             break
         data += more
-    line, _, rest = data.partition(b"\n")
-    return line, rest
+    return data.partition(b"\n")[0]
 
 
 def _settings(line: bytes) -> Settings:
@@ -128,7 +132,7 @@ def _settings(line: bytes) -> Settings:
         raise CannotStartError(f"The parent's settings lack {error}.") from None
 
 
-def _end_with_parent(orders: int, _rest: bytes) -> None:
+def _end_with_parent(orders: int) -> None:
     """See that this process and its children end when the parent does, whatever blocks."""
     if sys.platform == "linux":
         before = os.getppid()
@@ -137,7 +141,25 @@ def _end_with_parent(orders: int, _rest: bytes) -> None:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() != before:  # it died before the kernel knew of our wish
             _end_group()
+    _guard(orders)
     threading.Thread(target=_watch, args=(orders,), name="parent", daemon=True).start()
+
+
+def _guard(orders: int) -> None:
+    """Have a shell wait for the parent's end too, and then kill what connectors started.
+
+    The kernel kills this process before its own thread can do that. The second is for the thread,
+    which says by its exit code why it ended.
+    """
+    global _guarding  # noqa: PLW0603 - one for the process
+    if os.getpgrp() == os.getpid():
+        with contextlib.suppress(OSError):  # no shell here
+            _guarding = subprocess.Popen(
+                ["/bin/sh", "-c", "while read -r _; do :; done; sleep 1; kill -9 0"],
+                stdin=orders,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
 
 
 def _watch(orders: int) -> None:
