@@ -31,9 +31,10 @@ __all__ = ["reload_"]
 def reload_(config_file: str | None, timeout: float, host_name: str, **flags: Any) -> None:
     """Replace the processes of hosts without failing a call.
 
-    Names HOST, or means every host, of the service on this machine. A fresh process is started and checked before an old one drains, so no call fails, and a changed
-    virtual environment is taken up. Where the fresh one is worse, the old one stays. The service is
-    found by its port, or by --run-dir, as it was started.
+    Names HOST, or means every host, of the service on this machine. A fresh process is started and
+    checked before an old one drains, so no call fails, and a changed virtual environment is taken
+    up. Where the fresh one is worse, the old one stays. The service is found by its port, or by
+    --run-dir, as it was started.
     """
     socket = RunDir(run_dir(load_config(config_file, flags))).admin_socket
     if not socket.exists():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import re
@@ -13,11 +12,12 @@ import secrets
 import signal
 import time
 import urllib.parse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import grpc
 import grpc.aio
+import msgspec
 
 from connector_service.errors import ConfigError, TransientError
 from connector_service.hosts.forward import Forwarder
@@ -27,7 +27,7 @@ from connector_service.hosts.spawn import Process
 from connector_service.hosts.statuses import ERROR_KEY, PeerError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
     from pathlib import Path
 
     from connector_service.config import HostSection
@@ -95,6 +95,7 @@ class Plan:
     throttle: Throttle
     sizes: Sizes
     log_level: str = "info"
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def socket(self, worker: int, number: int) -> Path:
         """Name the socket of a worker's n-th child.
@@ -168,13 +169,14 @@ class Generation:
             "disable": section.disable,
             "threads": section.threads,
             "log_level": plan.log_level,
+            "options": plan.options,
         }
         try:
             process = Process(
                 list(plan.command),
                 plan.folder,
                 plan.environ,
-                json.dumps(settings).encode() + b"\n",
+                msgspec.json.encode(settings) + b"\n",
                 output,
             )
         except OSError as error:
@@ -326,7 +328,7 @@ class Generation:
         )
         self._heard = time.monotonic()
         with contextlib.suppress(ValueError, TypeError, KeyError):
-            self.rss = int(json.loads(answer)["rss"])
+            self.rss = int(msgspec.json.decode(answer)["rss"])
 
     async def _beat(
         self, on_beat: Callable[[Generation], None], on_hang: Callable[[], None]

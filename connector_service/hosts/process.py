@@ -12,6 +12,7 @@ import fnmatch
 import logging
 import os
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from connector_service.errors import ConfigError, HostError, UnavailableError
@@ -61,15 +62,20 @@ class ProcessHost:
         *,
         on_event: Callable[[str, str], None] = lambda _kind, _detail: None,
         log_level: str = "info",
+        options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
         timing: Timing = Timing(),  # noqa: B008 - a frozen value
         program: Path = spawn.PROGRAM,
     ) -> None:
-        """Take the settings and a folder of this service's own, whose path is short."""
+        """Take the settings and a folder of this service's own, whose path is short.
+
+        ``options`` are those of connectors, by task type; connectors of our own get them.
+        """
         self.name = name
         self._section = section
         self._run_dir = run_dir.absolute()
         self._on_event = on_event
         self._log_level = log_level
+        self._options = options
         self._timing = timing
         self._program = program
         self._workers: tuple[Worker, ...] = ()
@@ -263,6 +269,7 @@ class ProcessHost:
             throttle=self._throttle,
             sizes=Sizes(self._timing.heartbeat / 2),
             log_level=self._log_level,
+            options=self._options,
         )
         plan.socket(self._section.workers, 10**6)
         try:

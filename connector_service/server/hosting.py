@@ -36,8 +36,20 @@ def make_hosts(config: Config, run_dir: Path, metrics: ServiceMetrics) -> list[O
         else:
             from connector_service.hosts.process import ProcessHost  # noqa: PLC0415
 
-            level = config.log.log_level
-            hosts.append(ProcessHost(name, section, run_dir, on_event=on_event, log_level=level))
+            hosts.append(
+                ProcessHost(
+                    name,
+                    section,
+                    run_dir,
+                    on_event=on_event,
+                    log_level=config.log.log_level,
+                    options={
+                        task_type: connector.options
+                        for task_type, connector in config.connectors.items()
+                        if connector.options
+                    },
+                )
+            )
     return hosts
 
 
@@ -89,8 +101,8 @@ class Hosting:
             async with asyncio.TaskGroup() as group:
                 for host in self._hosts.values():
                     group.create_task(host.start())
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None  # the operator mends one at a time
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the operator mends one at a time
         if not strict:
             return
         for state in self.states():

@@ -249,6 +249,27 @@ def test_a_type_that_two_hosts_offer_is_refused_until_one_is_preferred(
     assert "hosts: good up, third up" in daemon.announced
 
 
+def test_options_reach_a_connector_in_a_host(serve: Serve, hosts: Hosts) -> None:
+    """[connectors.<task type>.options] is handed over as it stands, and a refusal is told."""
+    hosts.add("good")
+    module = hosts.folder / "good.py"
+    module.write_text(
+        module.read_text().replace(
+            "def delete",
+            "def configure(self, options):\n"
+            "        if options.get('word') != 'egg':\n"
+            "            raise ValueError(f'no {options}')\n\n    def delete",
+        )
+    )
+    hosts.file.write_text(hosts.file.read_text() + '[connectors.good.options]\nword = "egg"\n')
+    assert "hosts: good up" in serve().announced
+    hosts.file.write_text(hosts.file.read_text().replace('"egg"', '"leg"'))
+    done = run("serve", "--strict", "--port=0", "--prometheus-port=0", cwd=hosts.folder)
+    assert done.returncode == 3
+    shown = run("list", cwd=hosts.folder)
+    assert "[connectors.good.options]: good's refused them: ValueError: no" in shown.stderr
+
+
 def test_strict_refuses_to_start_without_a_host(hosts: Hosts) -> None:
     """Under --strict a plugin of a host that fails stops the start, as one of the process does."""
     hosts.add("good")

@@ -11,6 +11,7 @@ from typing import Any
 
 from .engine import Engine, Refusal
 from .loading import version
+from .output import redact
 from .table import Category, Found, Options, Plugin, Request, Served, Work
 
 __all__ = ["REMEDY", "find"]
@@ -29,7 +30,15 @@ def find(options: Options, engine: Engine) -> Found:
     """
     ours = _Ours(engine)
     plugins = [_plugin(record) for record in ours.load(options)]
-    served = [ours.serve(registration) for registration in ours.registry]
+    served = []
+    for registration in ours.registry:
+        refusal = _configure(registration, options)
+        if not refusal:
+            served.append(ours.serve(registration))
+            continue
+        for plugin in plugins:
+            if _plain(registration.category) in plugin.categories:
+                plugin.state, plugin.error = "failed", refusal
     kept = {one.category for one in served}
     for plugin in plugins:
         plugin.categories = [category for category in plugin.categories if category in kept]
@@ -127,6 +136,17 @@ class _Ours:
     async def _stream(self, call: Any, request: Request) -> None:
         send: Any = request.send
         await self._host.stream(call, lambda item: send(item.SerializeToString()))
+
+
+def _configure(registration: Any, options: Options) -> str:
+    """Give a connector its options, and return why it refused them, or nothing."""
+    connector, name = registration.connector, registration.category.name
+    try:
+        connector.configure(options.settings.get(name, {}))
+    except Exception as error:  # noqa: BLE001 - its neighbours go on
+        said = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+        return f"[connectors.{name}.options]: {connector.name} refused them: {said}"
+    return ""
 
 
 def _import(name: str) -> Any:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from . import output
@@ -52,6 +52,7 @@ class Settings:
     disable: tuple[str, ...] = ()
     threads: int = 32
     log_level: str = "info"
+    options: dict[str, Any] = field(default_factory=dict)  # of connectors, by task type
 
 
 def main() -> NoReturn:
@@ -127,6 +128,7 @@ def _settings(line: bytes) -> Settings:
             disable=tuple(given.get("disable", ())),
             threads=int(given.get("threads", 32)),
             log_level=str(given.get("log_level", "info")),
+            options=dict(given.get("options", {})),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CannotStartError(f"The parent's settings lack {error}.") from None
@@ -222,7 +224,9 @@ def _load(settings: Settings) -> Any:
     plan = _plan(settings.sources)
     found = []
     for module, modules, entries in plan:
-        options = tables.Options(settings.enable, settings.disable, modules, entries)
+        options = tables.Options(
+            settings.enable, settings.disable, modules, entries, settings.options
+        )
         source: Any = importlib.import_module(f"{__package__}.{module}_source")
         try:
             found.append(source.find(options, engine))

@@ -23,6 +23,7 @@ class Options:
     disable: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     entries: bool = True  # whether installed entry points are asked for
+    settings: dict[str, Any] = field(default_factory=dict)  # of connectors, by task type
 
     def admits(self, name: str, *, only_named: bool = False) -> bool:
         """Tell whether a task type is wanted; ``only_named`` ones only if a pattern says so."""
