@@ -14,6 +14,7 @@ from bench.environments import MissingToolError
 from bench.instructions import count
 from bench.peers import PEERS
 from bench.quick import quick
+from bench.releases import floor_on
 from bench.rounds import Turns
 from bench.run import Plan, run
 
@@ -70,6 +71,14 @@ def _capacity(arguments: argparse.Namespace) -> int:
             f"  p50 {found.p50 * 1e6:,.0f} us  p99 {found.p99 * 1e6:,.0f} us"
             f"  client {found.client:.0%} busy"
         )
+    return 0
+
+
+def _releases(arguments: argparse.Namespace) -> int:
+    peers = [floor_on(release) for release in arguments.release]
+    quick(peers, CASES[arguments.case], arguments.seconds, 16)
+    for peer in peers:
+        print(f"{peer.name:14} {count(peer, CASES[arguments.case]):10,} instructions per call")
     return 0
 
 
@@ -133,6 +142,12 @@ def main() -> int:
     one.add_argument("--case", choices=CASES, default="get-1")
     one.add_argument("--calls", type=int, default=400)
     one.set_defaults(run=_instructions)
+
+    one = commands.add_parser("releases", help="the floor on releases of grpcio, in turns")
+    one.add_argument("release", nargs="+", help="1.75.1, 1.80.0, ...; the last is the base")
+    one.add_argument("--case", choices=CASES, default="get-1")
+    one.add_argument("--seconds", type=float, default=10.0, help="of each release")
+    one.set_defaults(run=_releases)
 
     one = commands.add_parser("capacity", help="what the client reaches on a native server")
     one.add_argument("--seconds", type=float, default=2.0)

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from packaging.requirements import Requirement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["ROOT", "MissingToolError", "installed_size", "make", "python_of"]
+__all__ = ["ROOT", "MissingToolError", "installed_size", "make", "python_of", "variant"]
 
 ROOT = Path(__file__).parent.parent
 _FLOOR = ("grpcio", "protobuf", "flyteidl", "flyteidl2", "grpcio-health-checking")
@@ -69,6 +69,25 @@ def make(name: str) -> Path:
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)  # noqa: S603
             (wheel,) = Path(built).glob("*.whl")
             _uv("pip", "install", "--python", python, "--no-deps", "--reinstall", wheel)
+    return python
+
+
+def variant(name: str, change: str, instead: Sequence[str]) -> Path:
+    """Make an environment like ``name`` with some releases replaced; return its interpreter.
+
+    Raises:
+        MissingToolError: uv is not installed.
+    """
+    python = python_of(f"{name}-{change}")
+    folder = python.parent.parent
+    requirements = folder / "requirements.txt"
+    if not requirements.exists():
+        _uv("venv", "--clear", "--python", sys.executable, folder)
+        written = folder / "locked.txt"
+        written.write_text(_lock(name), encoding="utf-8")
+        _uv("pip", "install", "--python", python, "--require-hashes", "-r", written)
+        _uv("pip", "install", "--python", python, "--no-deps", *instead)
+        written.rename(requirements)
     return python
 
 
