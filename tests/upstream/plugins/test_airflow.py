@@ -50,6 +50,9 @@ def server(
 ) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp(request.param)
     env = {"HOME": str(folder), **outside.settings}
+    if request.param == "theirs":
+        # Without, grpc's handlers of a fork end one in many of the operators' programs there.
+        env["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     with serving(request.param, "flytekit", python, folder, env) as server:
         yield server
 
