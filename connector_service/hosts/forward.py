@@ -156,10 +156,12 @@ class Forwarder:
     async def _do(self, call: Call) -> Any:
         """Do a sync task's work: header, inputs, half-close, and one answer back."""
         stream: Any = None
+        writing: asyncio.Task[None] | None = None
         try:
             requests = _sync_requests(call)
             stream = self._sync(timeout=_left(call), metadata=self._metadata)
-            await _write(stream, requests)
+            # Beside the reading: under a channel that is closed a write may wait for ever.
+            writing = asyncio.create_task(_write(stream, requests))
             data = await stream.read()
             if data is grpc.aio.EOF:
                 raise self._broken(call, "no message")
@@ -167,6 +169,8 @@ class Forwarder:
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.CancelledError) as error:
             raise self._meaning(call, error) from None
         finally:
+            if writing is not None:
+                writing.cancel()
             if stream is not None:
                 stream.cancel()  # of one that has ended it is nothing
         try:
