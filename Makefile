@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find connector_service -name '*.py')
 
-.PHONY: demo test test-upstream bench bench-quick check lock protos image clean install
+.PHONY: demo test test-upstream bench bench-quick check lock lock-upstream protos image clean install
 
 $(VENV)/.requirements: requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +62,9 @@ check: install
 # Needs uv; the lock is for every platform and Python that we support.
 lock:
 	uv pip compile pyproject.toml --extra duckdb --extra fsspec --extra redis --extra dev --universal --python-version 3.11 --generate-hashes --no-header --upgrade --output-file requirements.lock
+
+lock-upstream: .venv-uv/.requirements
+	set -e; for name in uv $(UPSTREAM); do .venv-uv/bin/uv pip compile tests/upstream/$$name.in --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade --output-file tests/upstream/$$name.lock; done
 
 protos: install
 	$(BIN)/python protos/pin.py
