@@ -20,6 +20,7 @@ import grpc.aio
 import msgspec
 
 from connector_service.errors import ConfigError, TransientError
+from connector_service.hosts.channels import CHILD_OPTIONS
 from connector_service.hosts.forward import Forwarder
 from connector_service.hosts.handshake import VERSION, Handshake, Offer
 from connector_service.hosts.output import Output, Throttle
@@ -43,17 +44,6 @@ T = TypeVar("T")
 TOKEN = "connector-host-token"  # noqa: S105 - the name of the metadata
 _PING = "/connector_service.host.v1.Host/Ping"
 _LONGEST_SOCKET = 107  # bytes; unix(7)
-_OPTIONS = (
-    # The front has checked what comes and will check what goes.
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.enable_http_proxy", 0),
-    # What may be repeated is decided above, where the deadline and the job's key are known.
-    ("grpc.enable_retries", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
-
 
 # What a call ends with when the other side of its connection dies.
 _BROKEN = (
@@ -305,7 +295,7 @@ class Generation:
         protocols = hands.protocols()
         self._metadata = ((TOKEN, token),)
         self._channel = grpc.aio.insecure_channel(
-            f"unix:{urllib.parse.quote(str(self._socket))}", options=_OPTIONS
+            f"unix:{urllib.parse.quote(str(self._socket))}", options=CHILD_OPTIONS
         )
         self._forwarder = Forwarder(
             self._channel,

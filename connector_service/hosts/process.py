@@ -12,7 +12,6 @@ import fnmatch
 import logging
 import os
 import time
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from connector_service.errors import ConfigError, HostError, UnavailableError
@@ -62,7 +61,7 @@ class ProcessHost:
         *,
         on_event: Callable[[str, str], None] = lambda _kind, _detail: None,
         log_level: str = "info",
-        options: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+        options: Mapping[str, Mapping[str, Any]] | None = None,
         timing: Timing = Timing(),  # noqa: B008 - a frozen value
         program: Path = spawn.PROGRAM,
     ) -> None:
@@ -75,7 +74,7 @@ class ProcessHost:
         self._run_dir = run_dir.absolute()
         self._on_event = on_event
         self._log_level = log_level
-        self._options = options
+        self._options = dict(options or {})
         self._timing = timing
         self._program = program
         self._workers: tuple[Worker, ...] = ()
@@ -318,13 +317,17 @@ class ProcessHost:
         if HostStatus.CRASH_LOOP in states:
             return HostStatus.CRASH_LOOP
         if up and up == len(states):
-            return HostStatus.UP
+            # With nothing to offer it helps nobody, and its plugins say why.
+            return HostStatus.UP if self._offer.categories else HostStatus.DEGRADED
         if not states or (not up and HostStatus.STARTING in states):
             return HostStatus.STARTING
         return HostStatus.DEGRADED if up else HostStatus.DOWN
 
     def _error(self) -> str:
-        return next((worker.error for worker in self._workers if worker.error), "")
+        said = [worker.error for worker in self._workers if worker.error]
+        if not said and not self._offer.categories:
+            said = [f"{one.name}: {one.error}" for one in self._offer.plugins if one.failed]
+        return next(iter(said), "")
 
 
 def _first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
