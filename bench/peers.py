@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2
 from bench.environments import python_of
 from bench.load import LoadError, ask
 from bench.messages import FLYTE1, FLYTE2
-from bench.process import SERVER_CORE, cpu, free_port, on_core
+from bench.process import SERVER_CORE, cpu, free_port, listens, on_core
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,13 +113,15 @@ def _wait_until_serving(process: subprocess.Popen[bytes], port: int) -> None:
     until = time.monotonic() + _PATIENCE
     request = health_pb2.HealthCheckRequest().SerializeToString()
     while time.monotonic() < until:
+        time.sleep(0.001)
         if process.poll() is not None:
             raise RuntimeError(f"The server ended with {process.returncode} before it served.")
         with contextlib.suppress(OSError, LoadError):
+            if not listens(process.pid, port):
+                continue
             answer = health_pb2.HealthCheckResponse.FromString(ask(port, _HEALTH, request))
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
                 return
-        time.sleep(0.001)
     raise RuntimeError(f"The server was not SERVING within {_PATIENCE:g} s.")
 
 

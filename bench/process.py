@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import socket
 import time
@@ -13,9 +14,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CLIENT_CORE", "SERVER_CORE", "cpu", "free_port", "on_core", "resident", "sharing"]
+__all__ = [
+    "CLIENT_CORE",
+    "SERVER_CORE",
+    "cpu",
+    "free_port",
+    "listens",
+    "on_core",
+    "resident",
+    "sharing",
+]
 
 _CORES = sorted(os.sched_getaffinity(0))
+_LISTENING = "0A"  # of /proc/net/tcp
 SERVER_CORE, CLIENT_CORE = _CORES[0], _CORES[min(1, len(_CORES) - 1)]
 
 
@@ -59,7 +70,29 @@ def _kilobytes(text: str, name: str) -> int:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """Return a port of 127.0.0.1 that is free now, and that the system gives to nobody by itself.
+
+    A server that takes seconds to start would find one of the system's own choice taken.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)  # noqa: S311 - below Linux's own range
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+def listens(pid: int, port: int) -> bool:
+    """Tell whether it is this process that listens on a port, and no neighbour."""
+    wanted = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == _LISTENING and int(columns[1].rpartition(":")[2], 16) == port:
+                wanted.add(f"socket:[{columns[9]}]")
+    return any(_target(entry) in wanted for entry in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def _target(entry: Path) -> str:
+    try:
+        return str(entry.readlink())
+    except OSError:  # closed meanwhile
+        return ""
