@@ -284,8 +284,10 @@ class Slurm:
 
     def _run(self, program: str, *arguments: str) -> None:
         with (self.folder / f"{program}.out").open("ab") as out:
+            # Tests that are killed leave no cluster behind.
+            leash = [find("setpriv"), "--pdeathsig", "KILL"] if find("setpriv") else []
             self._daemons[program] = subprocess.Popen(
-                [find(program), *arguments],
+                [*leash, find(program), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
