@@ -225,3 +225,8 @@ def test_many_calls_at_once(wire: Wire) -> None:
     for thread in threads:
         thread.join(PATIENCE)
     assert answers == ["quick"] * 200
+
+
+def test_a_connector_may_fork(wire: Wire) -> None:
+    """Programs that a connector starts by a fork, beside the threads of gRPC, come to run."""
+    assert wire.get("odd", word("fork:150")).resource.message == "[0]"

@@ -10,13 +10,13 @@ import inspect
 import logging
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from .facts import describe
 from .threads import Threads, attempt
 
-__all__ = ["Engine", "Failure", "Lane", "Method", "Refusal", "invoke", "iterate"]
+__all__ = ["Engine", "Failure", "Lane", "Method", "Refusal", "Seat", "invoke", "iterate"]
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +60,15 @@ class Engine:
         """Take how many plain calls of one connector run at a time."""
         self.threads = threads
         self._lanes: dict[int, Lane] = {}
+        self._seats: dict[int, Seat] = {}
+
+    def seat(self, name: str) -> Seat:
+        """Return a place for one connector, where nothing runs yet."""
+        return Seat(name, self.threads)
+
+    def keep(self, connector: object, seat: Seat) -> None:
+        """Have ``connector`` run where its plugin was imported."""
+        self._seats[id(connector)] = seat
 
     def lane(
         self,
@@ -72,34 +81,95 @@ class Engine:
         """Return the lane of ``connector``; ``prepare`` readies the context of each call."""
         lane = self._lanes.get(id(connector))
         if lane is None:
-            lane = Lane(connector, name, self.threads, permanent, prepare)
+            seat = self._seats.pop(id(connector), None) or self.seat(name)
+            lane = Lane(connector, name, seat, permanent, prepare)
             self._lanes[id(connector)] = lane
         return lane
 
 
-class Lane:
-    """One connector's loop, for life, on a thread of its own; begun at the first call.
+class Seat:
+    """An event loop, for life, on a thread of its own, where one connector runs.
 
-    Clients, pools and caches bind themselves to the loop that they are first used on. Whatever
-    blocks here blocks this connector alone.
+    Clients, pools and caches bind themselves to the loop that they are first used on, and what an
+    import leaves in thread-locals (Airflow's operators do) is there for its own thread alone. So a
+    plugin is imported where its connector runs. Whatever blocks here blocks this connector alone.
     """
+
+    def __init__(self, name: str, threads: int) -> None:
+        self.name = name
+        self.threads = threads
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, begun when it is first asked for."""
+        if self._loop is None:
+            self.begin(lambda: None)
+        assert self._loop is not None  # noqa: S101 - for the type checker
+        return self._loop
+
+    def begin(self, first: Callable[[], Any]) -> None:
+        """Start the thread with ``first``, before its loop runs, and wait until that returned.
+
+        ``first`` runs in the caller's context, and what it sets there the caller has afterwards.
+
+        Raises:
+            BaseException: What ``first`` raised; the thread has then ended.
+        """
+        context = contextvars.copy_context()
+        began: Future[asyncio.AbstractEventLoop] = Future()
+        threading.Thread(
+            target=self._live,
+            args=(functools.partial(context.run, first), began),
+            name=f"connector-{self.name}-loop",
+            daemon=True,
+        ).start()
+        self._loop = began.result()
+        for variable, value in context.items():
+            if variable.get(_END) is not value:
+                variable.set(value)
+
+    def _live(self, first: Callable[[], Any], began: Future[asyncio.AbstractEventLoop]) -> None:
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        # asyncio.to_thread's threads: the loop's own default is as many as there are processors.
+        loop.set_default_executor(
+            ThreadPoolExecutor(self.threads, thread_name_prefix=f"connector-{self.name}-more")
+        )
+        try:
+            first()
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            loop.close()
+            began.set_exception(error)
+            return
+        began.set_result(loop)
+        while True:
+            try:
+                loop.run_forever()
+                _log.warning("%s stopped its event loop; it goes on", self.name)
+            except BaseException:  # noqa: BLE001 - as said below
+                # SystemExit and KeyboardInterrupt of a task that the connector itself started.
+                _log.warning("a task of %s tried to end the process", self.name, exc_info=True)
+
+
+class Lane:
+    """One connector's loop and its pool of threads."""
 
     def __init__(
         self,
         connector: object,
         name: str,
-        threads: int,
+        seat: Seat,
         permanent: tuple[type, ...],
         prepare: Callable[[], None] | None,
     ) -> None:
         self.connector = connector  # held, so that its id stays its own
         self.name = name
-        self.threads = Threads(name, threads)
-        self._most = threads
+        self.threads = Threads(name, seat.threads)
+        self._seat = seat
         self._base = contextvars.copy_context()
         self._permanent = permanent
         self._prepare = prepare
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self, work: Callable[[], Awaitable[Any]]) -> Any:
         """Run ``work`` on the connector's loop, as a task with a context of its own.
@@ -109,7 +179,7 @@ class Lane:
         Raises:
             Failure, Refusal: As ``work`` ended.
         """
-        loop = self._loop or self._begin()
+        loop = self._seat.loop
         errand = _Errand(self, work)
         loop.call_soon_threadsafe(errand.begin)
         try:
@@ -136,28 +206,6 @@ class Lane:
         if isinstance(error, (Failure, Refusal)):
             return error
         return Failure(type(error).__name__[:100], describe(error, self._permanent))
-
-    def _begin(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.new_event_loop()
-        # asyncio.to_thread's threads: the loop's own default is as many as there are processors.
-        loop.set_default_executor(
-            ThreadPoolExecutor(self._most, thread_name_prefix=f"connector-{self.name}-more")
-        )
-        self._loop = loop
-        threading.Thread(
-            target=self._serve, args=(loop,), name=f"connector-{self.name}-loop", daemon=True
-        ).start()
-        return loop
-
-    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
-        while True:
-            try:
-                loop.run_forever()
-                _log.warning("%s stopped its event loop; it goes on", self.name)
-            except BaseException:  # noqa: BLE001 - as said below
-                # SystemExit and KeyboardInterrupt of a task that the connector itself started.
-                _log.warning("a task of %s tried to end the process", self.name, exc_info=True)
 
 
 class _Errand:

@@ -45,7 +45,7 @@ def find(options: Options, engine: Engine) -> Found:
     kit = _Kit()
     output.adopt("flyte", "flyte.user")
     wanted = [*(entry_points(GROUP) if options.entries else ()), *modules(options.modules)]
-    plugins = load(wanted, kit.registered, kit.remove)
+    plugins = load(wanted, kit.registered, kit.remove, engine)
     served = [
         _serve(kit, engine, category, connector)
         for category, connector in kit.registered().items()

@@ -60,13 +60,13 @@ def find(options: Options, engine: Engine) -> Found:
     kit = _Kit()
     kit.alias()
     wanted = [*(entry_points(GROUP) if options.entries else ()), *modules(options.modules)]
-    plugins = load(wanted, kit.registered, kit.remove)
+    plugins = load(wanted, kit.registered, kit.remove, engine)
     core = [
         Source(name, module, f"flytekit {version('flytekit')}", _importing(module))
         for name, module in _CORE.items()
         if options.admits(name, only_named=True)
     ]
-    plugins += _load_core(core, kit)
+    plugins += _load_core(core, kit, engine)
     served = []
     for category, connector in kit.registered().items():
         own = type(connector).__module__.startswith("flytekit.") and category[0] in _CORE
@@ -247,9 +247,9 @@ def _plan_do(kit: _Kit, lane: Lane, connector: Any) -> Work:
     return do
 
 
-def _load_core(core: list[Source], kit: _Kit) -> list[Plugin]:
+def _load_core(core: list[Source], kit: _Kit, engine: Engine) -> list[Plugin]:
     """Load flytekit's own connectors; ``import flytekit`` may have brought one already."""
-    plugins = load(core, kit.registered, kit.remove)
+    plugins = load(core, kit.registered, kit.remove, engine)
     for plugin in plugins:
         plugin.categories = [key for key in kit.registered() if key[0] == plugin.name]
     return plugins

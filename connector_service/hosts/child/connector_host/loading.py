@@ -17,6 +17,8 @@ from .table import Category, Plugin
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from .engine import Engine
+
 __all__ = ["Source", "category_of", "entry_points", "load", "modules", "version"]
 
 _log = logging.getLogger(__name__)
@@ -62,26 +64,30 @@ def load(
     sources: Iterable[Source],
     registered: Callable[[], dict[Category, Any]],
     remove: Callable[[Category], None],
+    engine: Engine,
 ) -> list[Plugin]:
     """Load every source, and find what each brought by what ``registered`` tells afterwards.
 
-    Whatever one raises, ``SystemExit`` included, ends only itself, and ``remove`` then takes out
-    what it had registered.
+    Each is imported on the thread where its connector will run; of several, the first. Whatever
+    one raises, ``SystemExit`` included, ends only itself, and ``remove`` then takes out what it
+    had registered.
     """
     plugins = []
     for source in sources:
         before = registered()
-        error: BaseException | None = None
-        try:
-            source.resolve()
-        except BaseException as raised:  # noqa: BLE001 - sys.exit() at import ends it alone
-            error = raised
+        seat = engine.seat(source.name)
+        error = _failure(functools.partial(seat.begin, source.resolve))
+        if isinstance(error, ValueError) and "main thread" in str(error):
+            # It handles a signal, which only the main thread may.
+            error = _failure(source.resolve)
         brought = [
             category
             for category, connector in registered().items()
             if before.get(category) is not connector
         ]
         if error is None:
+            if brought:
+                engine.keep(registered()[brought[0]], seat)
             plugins.append(
                 Plugin(source.name, source.target, "loaded", source.distribution, brought)
             )
@@ -90,6 +96,14 @@ def load(
                 remove(category)
             plugins.append(_failed(source, error))
     return plugins
+
+
+def _failure(resolve: Callable[[], Any]) -> BaseException | None:
+    try:
+        resolve()
+    except BaseException as raised:  # noqa: BLE001 - sys.exit() at import ends it alone
+        return raised
+    return None
 
 
 def version(distribution: str) -> str:
