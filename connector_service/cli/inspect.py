@@ -15,16 +15,9 @@ import grpc
 import grpc.aio
 import msgspec
 
-from connector_service.cli.options import (
-    connect,
-    endpoint_option,
-    load_config,
-    protocol_option,
-    refuse_with_endpoint,
-    settings_options,
-    timeout_option,
-)
+from connector_service.cli.options import connect, endpoint_option, protocol_option, timeout_option
 from connector_service.cli.output import print_table
+from connector_service.cli.settings import load_config, refuse_with_endpoint, settings_options
 from connector_service.codec.convert import FlyteProtocol
 from connector_service.config import Log
 from connector_service.errors import ConnectorNotFoundError

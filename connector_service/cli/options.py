@@ -1,10 +1,9 @@
-"""Command-line options that several commands share, made from the settings' one definition."""
+"""Command-line options that several commands share, and what they read."""
 
 from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,29 +13,23 @@ from flyteidl.core.literals_pb2 import LiteralMap
 from flyteidl.core.tasks_pb2 import TaskTemplate
 from google.protobuf import json_format
 
-from connector_service import config
 from connector_service.client import Client
 from connector_service.codec.convert import FlyteProtocol
 from connector_service.codec.literals import to_literal_map
 from connector_service.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from google.protobuf.message import Message
 
 __all__ = [
     "connect",
     "endpoint_option",
-    "load_config",
     "message_json",
     "parse_inputs",
     "parse_message",
     "parse_template",
     "protocol_option",
     "read_text",
-    "refuse_with_endpoint",
-    "settings_options",
     "target_option",
     "timeout_option",
 ]
@@ -81,44 +74,6 @@ def connect(endpoint: str, protocol: str | None, timeout: float) -> Client:
     """Return a client that says on standard error what it had to guess."""
     notice = functools.partial(click.echo, err=True)
     return Client(endpoint, protocol=protocol, timeout=timeout, notice=notice)
-
-
-def settings_options(*concerns: str) -> Callable[[Any], Any]:
-    """Add --config and a flag for every setting of ``concerns``."""
-
-    def decorate(command: Any) -> Any:
-        for field in reversed([field for field in config.fields() if field.concern in concerns]):
-            command = _option(field)(command)
-        return click.option(
-            "--config",
-            "config_file",
-            type=click.Path(dir_okay=False),
-            envvar=f"{config.ENV_PREFIX}CONFIG",
-            help=f"Settings file (TOML); {config.DEFAULT_FILE} is read when it is there.",
-        )(command)
-
-    return decorate
-
-
-def load_config(config_file: str | None, flags: dict[str, Any]) -> config.Config:
-    """Merge what was given on the command line with the environment and the file."""
-    return config.load(_chosen(flags), environ=os.environ, file=config_file)
-
-
-def refuse_with_endpoint(config_file: str | None, flags: dict[str, Any]) -> None:
-    """Refuse settings of a service of our own where a running one is asked."""
-    given = [f"--{name.replace('_', '-')}" for name in _chosen(flags)]
-    if config_file is not None and os.environ.get(f"{config.ENV_PREFIX}CONFIG") != config_file:
-        given.append("--config")
-    if given:
-        raise click.UsageError(
-            f"{', '.join(given)} cannot change the service at --endpoint; leave one of them out."
-        )
-
-
-def _chosen(flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the flags that stood on the command line."""
-    return {name: value for name, value in flags.items() if value is not None and value != ()}
 
 
 def read_text(source: str) -> str:
@@ -197,22 +152,3 @@ def message_json(message: Message) -> dict[str, Any]:
     """Return a message as JSON with the field names of the protocol."""
     as_json: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
     return as_json
-
-
-def _option(field: config.Field) -> Callable[[Any], Any]:
-    spelled = f"--{field.name.replace('_', '-')}"
-    default = ", ".join(field.default) if field.repeatable else field.default
-    text = f"{field.description}  [{config.ENV_PREFIX}{field.name.upper()}"
-    text += f"; default: {default}]" if default not in ("", False) else "]"
-    shown: dict[str, Any] = {"default": None, "help": text}
-    if isinstance(field.default, bool):
-        return click.option(f"{spelled}/--no-{spelled[2:]}", field.name, **shown)
-    if field.repeatable:
-        shown |= {"multiple": True, "default": ()}
-    if field.choices:
-        return click.option(spelled, field.name, type=click.Choice(field.choices), **shown)
-    if field.repeatable:
-        return click.option(spelled, field.name, **shown)
-    kinds: Iterable[type] = (int, float)
-    kind = next((kind for kind in kinds if isinstance(field.default, kind)), str)
-    return click.option(spelled, field.name, type=kind, **shown)

@@ -13,14 +13,12 @@ import click
 from connector_service.cli.options import (
     connect,
     endpoint_option,
-    load_config,
     parse_inputs,
     parse_template,
     protocol_option,
-    refuse_with_endpoint,
-    settings_options,
     timeout_option,
 )
+from connector_service.cli.settings import load_config, refuse_with_endpoint, settings_options
 from connector_service.codec.literals import from_literal_map
 from connector_service.config import Log
 from connector_service.local.backends import InProcess, Remote

@@ -54,6 +54,15 @@ class Listen(Settings, frozen=True):
         int,
         Meta(ge=4, le=1024, description="Largest request accepted, in MiB."),
     ] = 64
+    workers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=256,
+            description="Processes that share the gRPC port, each a whole service with hosts of"
+            " its own; clients are spread over them by connection.",
+        ),
+    ] = 1
 
 
 class Metrics(Settings, frozen=True):

@@ -4,6 +4,9 @@ Reserve, then create, then record: a process that dies in between leaves a reser
 free again at the next start, since nobody else may use the file. Its job, if the backend made it,
 is found again only by a backend that honours the idempotency key: that is the crash window.
 
+The workers of one service use one file: their supervisor locks it for them, and each has a mark of
+its own, by which what it left is known when it is started again.
+
 Every commit is on the disk before its answer counts (synchronous=FULL), since a record lost with
 the power is a job made twice; operations that arrive together share one commit, on one thread.
 """
@@ -57,12 +60,25 @@ _Asked = tuple[_Operation, asyncio.AbstractEventLoop, asyncio.Future[Any]]
 
 
 class SqliteLedger:
-    """Remembers jobs in ``folder``, which one process uses at a time."""
+    """Remembers jobs in ``folder``, which one process uses at a time, or one service's workers."""
 
-    def __init__(self, folder: str | Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Take the folder, made when it is missing, and the clock; it must go on over restarts."""
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        mark: str = "",
+        durable: bool = True,
+    ) -> None:
+        """Take the folder, made when it is missing, and the clock; it must go on over restarts.
+
+        A worker has a ``mark``, unlike every other's, and opens what its supervisor has locked.
+        ``durable`` False waits for no disk: what is written outlives processes, not the power.
+        """
         self._folder = Path(folder)
         self._clock = clock
+        self._mark = mark
+        self._durable = durable
         self._asked: queue.SimpleQueue[_Asked | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock: int | None = None
@@ -81,6 +97,7 @@ class SqliteLedger:
 
     async def reserve(self, key: str, owner: str, lease: float) -> Found:
         """Take a free key, or hand out the answer that stands."""
+        owner = self._mark + owner
 
         def operation(database: sqlite3.Connection) -> Found:
             changed, found = ledger.reserve(_get(database, key), self._clock(), owner, lease)
@@ -95,7 +112,8 @@ class SqliteLedger:
         def operation(database: sqlite3.Connection) -> set[str]:
             lost = set()
             for key, owner in held:
-                renewed = ledger.renew(_get(database, key), self._clock(), owner, lease)
+                entry, now = _get(database, key), self._clock()
+                renewed = ledger.renew(entry, now, self._mark + owner, lease)
                 _put(database, key, renewed)
                 if renewed is None:
                     lost.add(key)
@@ -105,6 +123,7 @@ class SqliteLedger:
 
     async def record(self, key: str, owner: str, job: Job, *, delivered: bool) -> Recorded:
         """Write what was created and return what stands."""
+        owner = self._mark + owner
 
         def operation(database: sqlite3.Connection) -> Recorded:
             changed, stands = ledger.record(
@@ -126,6 +145,7 @@ class SqliteLedger:
 
     async def release(self, key: str, owner: str) -> None:
         """Free a key whose create failed."""
+        owner = self._mark + owner
 
         def operation(database: sqlite3.Connection) -> None:
             freed, left = ledger.release(_get(database, key), self._clock(), owner)
@@ -137,6 +157,7 @@ class SqliteLedger:
 
     async def orphans(self, owner: str, lease: float, limit: int) -> list[Orphan]:
         """Claim jobs whose grace, or whose earlier claim, is over."""
+        owner = self._mark + owner
 
         def operation(database: sqlite3.Connection) -> list[Orphan]:
             now = self._clock()
@@ -157,6 +178,7 @@ class SqliteLedger:
 
     async def forget(self, key: str, owner: str) -> None:
         """Note that a claimed job is deleted."""
+        owner = self._mark + owner
 
         def operation(database: sqlite3.Connection) -> None:
             _put(database, key, ledger.forget(_get(database, key), self._clock(), owner))
@@ -200,7 +222,8 @@ class SqliteLedger:
         file = self._folder / FILE
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _locked(self._folder / _LOCK)
+            if not self._mark:
+                self._lock = _locked(self._folder / _LOCK)
             # Made here, since SQLite would make it readable for all; its WAL takes these rights.
             os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
@@ -231,27 +254,32 @@ class SqliteLedger:
 
     def _prepare(self, database: sqlite3.Connection, file: Path) -> None:
         database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
+        database.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
         (found,) = database.execute("PRAGMA user_version").fetchone()
         if found not in {0, _VERSION}:
             raise StartupError(
                 f"{file} was written by another release of the service (format {found}, not"
                 f" {_VERSION}); give this one a --state-dir of its own."
             )
-        (health,) = database.execute("PRAGMA quick_check(1)").fetchone()
-        if health != "ok":
-            raise sqlite3.DatabaseError(health)
+        if not self._mark:  # else the supervisor has looked
+            (health,) = database.execute("PRAGMA quick_check(1)").fetchone()
+            if health != "ok":
+                raise sqlite3.DatabaseError(health)
         with _transaction(database):
             database.execute(_SCHEMA)
             database.execute(_INDEX)
             database.execute(f"PRAGMA user_version = {_VERSION}")
-            # Whoever reserved or claimed these is dead: it would hold the lock.
-            free = "UPDATE jobs SET until = ? WHERE state = ? AND until > ?"
+            # Whoever reserved or claimed these is dead: it would hold the lock, or be the process
+            # that has our mark. Without a mark all are meant.
+            ours = "substr(owner, 1, ?) = ?"
+            mark = (len(self._mark), self._mark)
+            free = f"UPDATE jobs SET until = ? WHERE state = ? AND until > ? AND {ours}"  # noqa: S608 - constants
             now = self._clock()
-            database.execute(free, (now, State.CLAIMED, now))
-            database.execute(free, (now, State.RESERVED, now))
+            database.execute(free, (now, State.CLAIMED, now, *mark))
+            database.execute(free, (now, State.RESERVED, now, *mark))
             (cut_short,) = database.execute(
-                "SELECT count(*) FROM jobs WHERE state = ?", (State.RESERVED,)
+                f"SELECT count(*) FROM jobs WHERE state = ? AND {ours}",  # noqa: S608 - constants
+                (State.RESERVED, *mark),
             ).fetchone()
         if cut_short:
             _log.warning("creates_were_cut_short", extra={"count": cut_short})

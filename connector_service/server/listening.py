@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 __all__ = ["listen", "new_server"]
 
 
-def new_server(settings: Listen) -> grpc.aio.Server:
-    """Make a server for clients that stay for months and for some that vanish."""
+def new_server(settings: Listen, *, shares_port: bool = False) -> grpc.aio.Server:
+    """Make a server for clients that stay for months and for some that vanish.
+
+    ``shares_port`` lets other servers of the same user listen on its port, each of which gets a
+    share of the connections.
+    """
     limit = settings.max_request_mib * 1024 * 1024
     return grpc.aio.server(
         options=(
             # A second service on the same port would start silently and steal connections.
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(shares_port)),
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", limit),
             # Flyte 2's executor pings every 30 s; the default policy closes on the fourth.

@@ -47,6 +47,15 @@ class RunDir:
         """Where the service answers its own operator."""
         return self.path / "admin.sock"
 
+    def of_worker(self, index: int) -> RunDir:
+        """Return the folder within this one that a worker of the service has for itself."""
+        return RunDir(self.path / f"w{index}")
+
+    def of_workers(self) -> list[RunDir]:
+        """Return the folders that workers have here, or have left, in their order."""
+        names = [path.name[1:] for path in self.path.glob("w*")]
+        return [self.of_worker(index) for index in sorted(int(n) for n in names if n.isdigit())]
+
     def open(self) -> None:
         """Make the folder and take it.
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
-import os
-import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
@@ -35,6 +32,7 @@ from connector_service.server.parts import (
     refuse_idle,
 )
 from connector_service.server.run_dir import RunDir, run_dir
+from connector_service.server.signals import signals, until
 from connector_service.telemetry.http import HttpServer
 from connector_service.telemetry.logging import LogHook
 from connector_service.telemetry.metrics import MetricsHook, ServiceMetrics
@@ -43,7 +41,7 @@ from connector_service.wire.binding import bind
 from connector_service.wire.status import classify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import ModuleType
 
     import grpc.aio
@@ -51,9 +49,10 @@ if TYPE_CHECKING:
     from connector_service.config import Config
     from connector_service.hosts.outer import HostState
     from connector_service.plugins.loader import PluginRecord
+    from connector_service.runtime.ledger import Ledger
     from connector_service.runtime.route import Conflict
 
-__all__ = ["Service", "build"]
+__all__ = ["Service", "Shared", "build"]
 
 _log = logging.getLogger(__name__)
 
@@ -62,11 +61,22 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def build(config: Config, registry: Registry | None = None) -> Service:
+class Shared(NamedTuple):
+    """What one of several workers does not have for itself: its supervisor serves HTTP for all.
+
+    ``ledger`` is the one that they share; None takes the one that the settings name.
+    """
+
+    ledger: Ledger | None = None
+
+
+def build(
+    config: Config, registry: Registry | None = None, *, shared: Shared | None = None
+) -> Service:
     """Wire one service; nothing else in the package puts layers together.
 
     ``registry`` None loads the installed plugins and ``--module``; a registry that is given is
-    served as it is.
+    served as it is. ``shared`` makes it one of several that share the gRPC port.
 
     Raises:
         OperatorError: A plugin failed under ``--strict``, or a connector refused its options.
@@ -91,11 +101,12 @@ def build(config: Config, registry: Registry | None = None) -> Service:
     invoker = Invoker(lambda task_type: sections.get(task_type, ConnectorSection()).threads)
     folder = RunDir(run_dir(config))
     hosts = make_hosts(config, folder.path, metrics)
+    ledger = (shared.ledger if shared else None) or make_ledger(config)
     dispatcher = Dispatcher(
         [InlineHost(registry, invoker), *hosts],
         classify,
         hooks,
-        guarantees=Guarantees(make_ledger(config), config.ledger, hooks),
+        guarantees=Guarantees(ledger, config.ledger, hooks),
         policies=sections,
         offered=functools.partial(offers, config.plugins),
     )
@@ -108,7 +119,18 @@ def build(config: Config, registry: Registry | None = None) -> Service:
     )
     metrics.abandoned_calls.set_function(lambda: len(invoker.abandoned()))
     hosting = Hosting(hosts, metrics)
-    return Service(config, dispatcher, invoker, watchdog, metrics, records, hosting, folder, idle)
+    return Service(
+        config,
+        dispatcher,
+        invoker,
+        watchdog,
+        metrics,
+        records,
+        hosting,
+        folder,
+        idle,
+        is_worker=shared is not None,
+    )
 
 
 class Service:
@@ -125,14 +147,17 @@ class Service:
         hosting: Hosting,
         folder: RunDir,
         idle: Sequence[Idle],
+        *,
+        is_worker: bool = False,
     ) -> None:
-        """Take the parts; ``build`` makes them."""
+        """Take the parts; ``build`` makes them. A worker shares its port and serves no HTTP."""
         self.config = config
         self.metrics = metrics
         self._plugins = tuple(plugins)
         self._hosting = hosting
         self._folder = folder
         self._idle = tuple(idle)
+        self._is_worker = is_worker
         self.port = 0
         self.prometheus_port = 0
         self._dispatcher = dispatcher
@@ -142,6 +167,7 @@ class Service:
         self._server: grpc.aio.Server | None = None
         self._http: HttpServer | None = None
         self._ready = False
+        self._stopping = asyncio.Event()
         self._names: tuple[str, ...] = ()
         self._reloading: asyncio.Future[Any] | None = None
 
@@ -153,25 +179,29 @@ class Service:
                 can never work as it is configured, or two hosts offer one task type.
         """
         listen_on = self.config.listen
-        self._http = HttpServer(
-            listen_on.host,
-            self.config.metrics.prometheus_port,
-            self.metrics.registry,
-            lambda: self._ready,
-            stuck=self._watchdog.stuck,
-            troubles=self._hosting.troubles,
-        )
-        self.prometheus_port = self._http.port
+        if not self._is_worker:
+            self._http = HttpServer(
+                listen_on.host,
+                self.config.metrics.prometheus_port,
+                self.metrics.registry,
+                lambda: self._ready,
+                stuck=self.stuck,
+                troubles=self.troubles,
+            )
+            self.prometheus_port = self._http.port
         try:
-            self._server = new_server(listen_on)
+            self._server = new_server(listen_on, shares_port=self._is_worker)
             self._names = self._add_services(self._server)
-            self.port = listen(self._server, listen_on)
-            # Alive while hosts start, which may take them a minute; ready when they have.
-            self._http.start()
+            if self._http is not None:
+                self.port = listen(self._server, listen_on)
+                # Alive while hosts start, which may take them a minute; ready when they have.
+                self._http.start()
             await self._dispatcher.start()
             if self._hosting:
                 await self._start_hosts(self._server)
             self._follow_routes()
+            if self._is_worker:  # not before it answers: the kernel sends it clients at once
+                self.port = listen(self._server, listen_on)
             # Only now: the client forgets a task type that one answer of ListAgents lacks.
             await self._server.start()
         except BaseException:
@@ -221,6 +251,19 @@ class Service:
             yield "", record
         yield from self._hosting.plugins()
 
+    @property
+    def ready(self) -> bool:
+        """Tell whether it serves, and is not about to leave."""
+        return self._ready
+
+    def stuck(self) -> str:
+        """Say what keeps it from ever answering again; nothing is fine. From any thread."""
+        return self._watchdog.stuck()
+
+    def troubles(self) -> str:
+        """Say what an operator should look at while it answers. From any thread."""
+        return self._hosting.troubles()
+
     def hosts(self) -> tuple[HostState, ...]:
         """Tell how each host beside this process is."""
         return self._hosting.states()
@@ -258,6 +301,10 @@ class Service:
             self._http.close()
             self._http = None
 
+    def stop(self) -> None:
+        """Ask ``run`` to drain and return, as a first signal does; fine twice."""
+        self._stopping.set()
+
     async def run(self, announce: Callable[[Service], None] = lambda _: None) -> None:
         """Serve until SIGTERM or SIGINT, then drain and shut down; a second signal ends at once.
 
@@ -267,13 +314,12 @@ class Service:
         Raises:
             OperatorError: As ``startup``.
         """
-        stopping = asyncio.Event()
-        with _signals(stopping, self._reload_all):
-            if not await _until(stopping, self.startup()):
+        with signals(self._stopping, self.reload_all):
+            if not await until(self._stopping, self.startup()):
                 _log.info("stopped before it served")
                 return
             announce(self)
-            await stopping.wait()
+            await self._stopping.wait()
             _log.info(
                 "draining",
                 extra={
@@ -285,7 +331,7 @@ class Service:
             await self.shutdown()
             _log.info("stopped")
 
-    def _reload_all(self) -> None:
+    def reload_all(self) -> None:
         """Reload every host, beside the calls; what came of it is logged."""
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.ensure_future(self.reload())
@@ -308,46 +354,6 @@ class Service:
     async def _set_health(self, status: int) -> None:
         for name in ("", *self._names):
             await self._health.set(name, status)
-
-
-@contextlib.contextmanager
-def _signals(stopping: asyncio.Event, reload: Callable[[], None]) -> Iterator[None]:
-    """Let SIGTERM and SIGINT ask for the end, the second of them bring it at once, SIGHUP reload.
-
-    As process 1 a program without handlers never hears SIGTERM, so these are always set.
-    """
-    loop = asyncio.get_running_loop()
-    asked = (signal.SIGTERM, signal.SIGINT)
-
-    def on_signal(number: signal.Signals) -> None:
-        if stopping.is_set():
-            _log.warning("second signal: ending at once")
-            os._exit(128 + number)  # the default action does not end process 1
-        stopping.set()
-
-    for number in asked:
-        loop.add_signal_handler(number, on_signal, number)
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    try:
-        yield
-    finally:
-        for number in (*asked, signal.SIGHUP):
-            loop.remove_signal_handler(number)
-
-
-async def _until(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
-    """Await ``work`` and return True, or cancel it and return False once ``stopping`` is set."""
-    doing = asyncio.ensure_future(work)
-    stopped = asyncio.ensure_future(stopping.wait())
-    await asyncio.wait({doing, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if not doing.done():
-        doing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await doing
-        return False
-    await doing
-    return True
 
 
 def _contradiction(conflict: Conflict) -> str:

@@ -32,13 +32,23 @@ _LINE_BREAK = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _EVENTS = frozenset({"create", "delete", "do"})
 
 
-def configure(settings: Log) -> None:
-    """Send every logger of the process to standard error, in the format asked for."""
+def configure(settings: Log, *, worker: str = "") -> None:
+    """Send every logger of the process to standard error, in the format asked for.
+
+    ``worker`` becomes a field of every line: which of several processes wrote it.
+    """
     handler = logging.StreamHandler(sys.stderr)
+    if worker:
+        handler.addFilter(functools.partial(_sign, worker))
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
+
+
+def _sign(worker: str, record: logging.LogRecord) -> bool:
+    record.worker = worker
+    return True
 
 
 class TextFormatter(logging.Formatter):
