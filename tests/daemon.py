@@ -15,7 +15,10 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 COMMAND = Path(sys.executable).with_name("connector-service")
-STARTED = re.compile(r"serving on (?P<endpoint>\S+), metrics on http://(?P<metrics>\S+)/metrics")
+STARTED = re.compile(
+    r"serving on (?P<endpoint>[^\s,]+)(?: with \d+ workers)?,"
+    r" metrics on http://(?P<metrics>\S+)/metrics"
+)
 PATIENCE = 30.0
 
 
