@@ -32,6 +32,7 @@ HIGHEST = frozenset(
         "connector_service_host_crash_loop",
         "connector_service_host_plugins_failed",
         "connector_service_build",
+        "connector_service_workers_serving",  # only the supervisor has it
         "python_info",
     }
 )
