@@ -14,6 +14,7 @@ import pytest
 
 from connector_service import config
 from connector_service.sdk.method import ARGUMENTS
+from connector_service.server.supervisor import SupervisorMetrics
 from connector_service.telemetry.metrics import ServiceMetrics
 
 ROOT = Path(__file__).parent.parent
@@ -101,9 +102,13 @@ def test_every_metric_stands_in_the_table_with_its_labels() -> None:
     text = (ROOT / "docs/metrics.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|(.*?)\|", text, re.MULTILINE)
     documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, _, labels in rows}
-    metrics = ServiceMetrics()
+    collectors = [
+        collector
+        for metrics in (ServiceMetrics(), SupervisorMetrics())
+        for collector in metrics.registry._collector_to_names
+    ]
     found = {}
-    for collector in metrics.registry._collector_to_names:
+    for collector in collectors:
         for family in collector.collect():
             if family.name.startswith(("flyte_connector_", "connector_service_")):
                 suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")

@@ -59,8 +59,8 @@ class Listen(Settings, frozen=True):
         Meta(
             ge=1,
             le=256,
-            description="Processes that share the gRPC port, each a whole service with hosts of"
-            " its own; clients are spread over them by connection.",
+            description="Processes that share the gRPC port, each a whole service with process"
+            " hosts of its own; each connection stays with one.",
         ),
     ] = 1
 

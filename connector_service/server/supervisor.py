@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import shutil
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -89,8 +90,14 @@ class Supervisor:
         self.config = config
         self.port = 0
         self.prometheus_port = 0
+        if sys.platform != "linux":
+            raise ConfigError(
+                "--workers needs Linux, which spreads connections over the workers of one port;"
+                " leave it at 1 here."
+            )
         self._size = config.listen.workers
         self._children: dict[int, Child] = {}
+        self._ends: dict[int, str] = {}
         self._keeping: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -223,6 +230,7 @@ class Supervisor:
                 self._up.set_exception(_cannot_start(child, reason))
             if self._up.exception() is not None:
                 return
+            self._ends[index] = reason
             if time.monotonic() - began >= _SETTLED:
                 pause = 0.0
             self._metrics.restarts.labels("hung" if child.killed_for else "exited").inc()
@@ -268,7 +276,7 @@ class Supervisor:
         """Say which workers are missing, and what troubles the others have."""
         children = dict(self._children)
         missing = [
-            str(index)
+            f"{index} ({self._ends[index]})" if index in self._ends else str(index)
             for index in range(self._size)
             if index not in children or not children[index].ready
         ]

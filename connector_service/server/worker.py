@@ -126,7 +126,7 @@ class _Attendant(threading.Thread):
             if now >= beat:
                 beat = now + _BEAT
                 self._beat()
-            if now >= report and self._service is not None and self._service.ready:
+            if now >= report and self._loop is not None:
                 report = now + _REPORT
                 self.report()
 

@@ -266,6 +266,71 @@ def test_a_worker_that_hangs_is_missed_and_then_replaced(serve: Serve, modules: 
     assert metrics(daemon)["connector_service_worker_restarts_total", (("cause", "hung"),)] == 1
 
 
+def test_a_pause_of_the_whole_service_is_no_hang(serve: Serve, modules: Path) -> None:
+    """After all were stopped for longer than a worker may be silent, all go on as they were."""
+    daemon = serve(*FLAGS, modules=modules)
+    workers = children(daemon.process.pid)
+    everyone = (daemon.process.pid, *workers)
+    for pid in everyone:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(11)
+    for pid in everyone:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: fetch(daemon, "/readyz")[1] == "ready\n", "all ready")
+    with one_of_each(daemon) as found:
+        assert set(found) == workers
+    assert daemon.kill(signal.SIGTERM) == 0
+
+
+def test_a_worker_that_cannot_come_back_is_tried_again_and_named(
+    serve: Serve, modules: Path
+) -> None:
+    """Once all served, a worker's failing start ends nobody else; mended, it is back."""
+    daemon = serve(*FLAGS, "--strict", modules=modules)
+    victim, survivor = children(daemon.process.pid)
+    module = modules / "workers_module.py"
+    whole = module.read_text()
+    module.write_text("raise RuntimeError('no luck')")
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: "no luck" in fetch(daemon, "/readyz")[1], "the reason in /readyz")
+    assert fetch(daemon, "/readyz")[0] == 200
+    with client(daemon) as channel:
+        assert who(channel) == survivor
+    module.write_text(whole)
+    eventually(lambda: fetch(daemon, "/readyz")[1] == "ready\n", "all ready")
+    with one_of_each(daemon) as found:
+        assert survivor in found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_workers_start_ends_it(
+    modules: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """A start that takes long, or would never end, is left cleanly and at once."""
+    (modules / "endless.py").write_text(
+        f"import time, pathlib\npathlib.Path({str(tmp_path / 'loading')!r}).touch()\ntime.sleep(600)"
+    )
+    process = subprocess.Popen(
+        [COMMAND, "serve", "--workers=2", "--module=endless", "--port=0", "--prometheus-port=0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=modules,
+    )
+    try:
+        eventually((tmp_path / "loading").exists, "a worker loads its plugins")
+        workers = children(process.pid)
+        process.send_signal(number)
+        out, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, out) == (0, "")
+    assert "stopped before it served" in errors
+    assert "Traceback" not in errors
+    assert not any(runs(pid) for pid in workers)
+
+
 def test_sigterm_drains_every_worker_and_loses_no_call(
     serve: Serve, modules: Path, tmp_path: Path
 ) -> None:
@@ -508,3 +573,81 @@ def test_the_supervisor_loads_no_grpc_and_leaves_no_folder(
     assert run.exists()
     assert daemon.kill(signal.SIGTERM) == 0
     assert not run.exists()
+
+
+HOSTED = """
+import os
+from connector_service import ConnectorRegistry, Phase, Resource, SyncConnectorBase
+
+class Hosted(SyncConnectorBase):
+    def __init__(self):
+        super().__init__(task_type_name="hosted")
+
+    def do(self):
+        return Resource(Phase.SUCCEEDED, message=f"{os.getpid()} {os.getppid()}")
+
+ConnectorRegistry.register(Hosted())
+"""
+
+
+def hosts(daemon: Daemon) -> dict[int, int]:
+    """Return the process host of each worker."""
+    found = {}
+    for worker in children(daemon.process.pid):
+        (host,) = children(worker)
+        found[worker] = host
+    return found
+
+
+@pytest.fixture
+def hosting(serve: Serve, modules: Path, tmp_path: Path) -> Daemon:
+    """Two workers with a process host each."""
+    (modules / "hosted.py").write_text(HOSTED)
+    (tmp_path / "connector-service.toml").write_text(
+        f'[hosts.mine]\nsources = ["module:hosted"]\nenv = {{ PYTHONPATH = "{modules}" }}\n'
+    )
+    return serve(*FLAGS, f"--run-dir={tmp_path / 'run'}", modules=modules)
+
+
+def test_reload_reaches_the_hosts_of_every_worker(hosting: Daemon, tmp_path: Path) -> None:
+    """Each worker has hosts of its own; the command and SIGHUP replace those of all."""
+    assert "hosts: mine up" in hosting.announced
+    old = hosts(hosting)
+    done = subprocess.run(
+        [COMMAND, "reload", f"--run-dir={tmp_path / 'run'}"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "worker 0: mine: reloaded\nworker 1: mine: reloaded\n"
+    eventually(lambda: not any(runs(pid) for pid in old.values()), "the old processes gone")
+    new = hosts(hosting)
+    assert new.keys() == old.keys()
+    assert not set(new.values()) & set(old.values())
+    hosting.process.send_signal(signal.SIGHUP)
+    eventually(lambda: not any(runs(pid) for pid in new.values()), "the replaced ones gone")
+    assert hosts(hosting).keys() == old.keys()
+    found = metrics(hosting)
+    assert found["connector_service_host_up", (("host", "mine"),)] == 1
+    assert found["connector_service_host_workers_up", (("host", "mine"),)] == 2
+    reloaded = (("event", "reloaded"), ("host", "mine"))
+    assert found["connector_service_host_events_total", reloaded] == 4
+    last = hosts(hosting)
+    assert hosting.kill(signal.SIGTERM) == 0
+    assert not any(runs(pid) for pid in last.values())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_worker_s_hosts_end_and_come_back_with_it(hosting: Daemon) -> None:
+    """Kill -9 of a worker ends its hosts; its successor takes over the folder and has its own."""
+    victim, host = min(hosts(hosting).items())
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: not runs(host), "the host's process gone")
+    eventually(lambda: fetch(hosting, "/readyz")[1] == "ready\n", "all ready")
+    now = hosts(hosting)
+    assert len(now) == 2
+    assert victim not in now
+    hosting.kill(signal.SIGKILL)
+    eventually(lambda: not any(runs(pid) for pid in (*now, *now.values())), "nothing left")
