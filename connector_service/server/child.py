@@ -100,10 +100,10 @@ class Child:
         try:
             self.tell(self._setup)
             code = await self._process.wait()
+            self.serving = None
             # Not for ever: what a connector forked may hold the socket open.
             await asyncio.wait({reading}, timeout=_LAST_WORDS)
         finally:
-            self.serving = None
             reading.cancel()
             self._writer.close()
             for asked in self._asked.values():
@@ -140,7 +140,7 @@ class Child:
                 asked = self._asked.get(message.number)
                 if asked is not None and not asked.done():
                     asked.set_result(None)
-            elif isinstance(message, Serving):
+            elif isinstance(message, Serving) and self.pid is not None:
                 self.serving, self.heard = message, time.monotonic()
                 self._on_serving()
             elif isinstance(message, Failed):

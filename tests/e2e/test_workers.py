@@ -170,6 +170,16 @@ def runs(pid: int) -> bool:
         return False
 
 
+def wait_for_successor(daemon: Daemon, victim: int) -> None:
+    """Wait until another serves in the place of a worker that was killed."""
+
+    def replaced() -> bool:
+        now = children(daemon.process.pid)
+        return len(now) == 2 and victim not in now and fetch(daemon, "/readyz")[1] == "ready\n"
+
+    eventually(replaced, "a successor")
+
+
 def test_fresh_connections_reach_every_worker_and_the_metrics_count_each_call(
     serve: Serve, modules: Path
 ) -> None:
@@ -224,8 +234,7 @@ def test_a_killed_worker_is_replaced_and_nobody_else_notices(serve: Serve, modul
                 who(found[victim])
             counted(daemon)  # after this, what the victim counted is known outside it
             os.kill(victim, signal.SIGKILL)
-            eventually(lambda: len(children(daemon.process.pid) - {victim}) == 2, "a new worker")
-            eventually(lambda: fetch(daemon, "/readyz")[1] == "ready\n", "all ready")
+            wait_for_successor(daemon, victim)
         finally:
             over.set()
         for each in waiting:
@@ -261,8 +270,7 @@ def test_a_worker_that_hangs_is_missed_and_then_replaced(serve: Serve, modules: 
     started = time.monotonic()
     assert fetch(daemon, "/metrics")[0] == 200
     assert time.monotonic() - started < 2, "a scrape does not wait for a worker that hangs"
-    eventually(lambda: not runs(hung), "the hung worker killed")
-    eventually(lambda: fetch(daemon, "/readyz")[1] == "ready\n", "all ready")
+    wait_for_successor(daemon, hung)
     assert metrics(daemon)["connector_service_worker_restarts_total", (("cause", "hung"),)] == 1
 
 
@@ -297,7 +305,7 @@ def test_a_worker_that_cannot_come_back_is_tried_again_and_named(
     with client(daemon) as channel:
         assert who(channel) == survivor
     module.write_text(whole)
-    eventually(lambda: fetch(daemon, "/readyz")[1] == "ready\n", "all ready")
+    wait_for_successor(daemon, victim)
     with one_of_each(daemon) as found:
         assert survivor in found
 
@@ -307,8 +315,9 @@ def test_a_signal_while_workers_start_ends_it(
     modules: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     """A start that takes long, or would never end, is left cleanly and at once."""
+    loading = tmp_path / "loading"
     (modules / "endless.py").write_text(
-        f"import time, pathlib\npathlib.Path({str(tmp_path / 'loading')!r}).touch()\ntime.sleep(600)"
+        f"import time, pathlib\npathlib.Path({str(loading)!r}).touch()\ntime.sleep(600)"
     )
     process = subprocess.Popen(
         [COMMAND, "serve", "--workers=2", "--module=endless", "--port=0", "--prometheus-port=0"],
@@ -318,7 +327,7 @@ def test_a_signal_while_workers_start_ends_it(
         cwd=modules,
     )
     try:
-        eventually((tmp_path / "loading").exists, "a worker loads its plugins")
+        eventually(loading.exists, "a worker loads its plugins")
         workers = children(process.pid)
         process.send_signal(number)
         out, errors = process.communicate(timeout=PATIENCE)
@@ -546,7 +555,7 @@ def test_what_a_killed_worker_had_reserved_is_free_once_it_is_back(
         with pytest.raises(grpc.RpcError):
             creating.result()
         (prefix / "closed").unlink()
-        eventually(lambda: fetch(daemon, "/readyz")[1] == "ready\n", "all ready")
+        wait_for_successor(daemon, victim)
         assert create(found[survivor], prefix)
     assert (prefix / "created").read_text().split() == [str(victim), str(survivor)]
 
@@ -645,7 +654,7 @@ def test_a_killed_worker_s_hosts_end_and_come_back_with_it(hosting: Daemon) -> N
     victim, host = min(hosts(hosting).items())
     os.kill(victim, signal.SIGKILL)
     eventually(lambda: not runs(host), "the host's process gone")
-    eventually(lambda: fetch(hosting, "/readyz")[1] == "ready\n", "all ready")
+    wait_for_successor(hosting, victim)
     now = hosts(hosting)
     assert len(now) == 2
     assert victim not in now
