@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -30,7 +31,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
 MODULE = """
-import asyncio, os, pathlib, threading
+import asyncio, ctypes, os, pathlib
 from dataclasses import dataclass
 from connector_service import (
     AsyncConnectorBase, ConnectorRegistry, Phase, Resource, ResourceMeta, SyncConnectorBase)
@@ -69,10 +70,27 @@ class Job(AsyncConnectorBase):
     async def delete(self, resource_meta):
         pass
 
+class Freeze(SyncConnectorBase):
+    def __init__(self):
+        super().__init__(task_type_name="freeze")
+
+    def do(self, output_prefix):
+        (pathlib.Path(output_prefix) / "entered").touch()
+        ctypes.PyDLL(None).sleep(600)  # and holds the interpreter's lock all the while
+
+ConnectorRegistry.register(Freeze())
 ConnectorRegistry.register(Who())
 ConnectorRegistry.register(Job())
 """
 FLAGS = ("--module=workers_module", "--workers=2")
+
+
+@pytest.fixture(autouse=True)
+def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Keep what killed supervisors leave in one folder, whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="cs-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -91,9 +109,11 @@ def client(daemon: Daemon) -> Iterator[grpc.Channel]:
         yield channel
 
 
-def who(channel: grpc.Channel, prefix: str = "") -> int:
+def who(channel: grpc.Channel, prefix: str = "", task_type: str = "who") -> int:
     """Return the process that answered."""
-    header = agent_pb2.CreateRequestHeader(template=TaskTemplate(type="who"), output_prefix=prefix)
+    header = agent_pb2.CreateRequestHeader(
+        template=TaskTemplate(type=task_type), output_prefix=prefix
+    )
     requests = [
         agent_pb2.ExecuteTaskSyncRequest(header=header),
         agent_pb2.ExecuteTaskSyncRequest(inputs=LiteralMap()),
@@ -409,14 +429,26 @@ def test_a_killed_supervisor_leaves_no_worker(serve: Serve, modules: Path) -> No
     assert again.kill(signal.SIGTERM) == 0
 
 
-def test_workers_end_with_the_supervisor_though_they_hang(serve: Serve, modules: Path) -> None:
-    """The kernel ends a worker that cannot end itself."""
+def test_workers_end_with_the_supervisor_though_they_are_frozen(
+    serve: Serve, modules: Path, tmp_path: Path
+) -> None:
+    """Where a C call holds the interpreter's lock and no thread can act, the kernel ends it."""
     daemon = serve(*FLAGS, modules=modules)
-    workers = children(daemon.process.pid)
-    for pid in workers:
-        os.kill(pid, signal.SIGSTOP)
-    daemon.kill(signal.SIGKILL)
-    eventually(lambda: not any(runs(pid) for pid in workers), "no worker left")
+    with one_of_each(daemon) as found, ThreadPoolExecutor(2) as pool:
+        calls = []
+        for pid, channel in found.items():
+            calls.append(pool.submit(who, channel, str(folder(tmp_path, str(pid))), "freeze"))
+            eventually((tmp_path / str(pid) / "entered").exists, "frozen")
+        daemon.process.kill()
+        try:
+            eventually(lambda: not any(runs(pid) for pid in found), "no worker left")
+        finally:
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        for call in calls:
+            with pytest.raises(grpc.RpcError):
+                call.result()
 
 
 @pytest.mark.skipif(
@@ -428,13 +460,13 @@ def test_as_process_1_it_drains_and_buries_the_dead(serve: Serve, modules: Path)
     daemon = serve(*FLAGS, prefix=("unshare", "--pid", "--fork", "--kill-child"), modules=modules)
     (supervisor,) = children(daemon.process.pid)
     workers = children(supervisor)
-    orphan = subprocess.Popen(  # a grandchild that outlives its parent becomes process 1's
-        ["nsenter", f"--target={supervisor}", "--pid", "sh", "-c", "sleep 0.1 & exit 0"]
-    )
-    orphan.wait(PATIENCE)
+    # Its parent ends first: process 1 is its parent then, and must reap it.
+    orphan = ["nsenter", f"--target={supervisor}", "--pid", "sh", "-c", "sleep 1 & exit 0"]
+    subprocess.run(orphan, check=True, timeout=PATIENCE)
+    eventually(lambda: len(children(supervisor)) == 3, "an orphan")
+    eventually(lambda: children(supervisor) == workers, "the orphan buried")
     os.kill(min(workers), signal.SIGKILL)
     eventually(lambda: len(children(supervisor) - {min(workers)}) == 2, "a new worker")
-    eventually(lambda: all(runs(pid) for pid in children(supervisor)), "no zombie")
     os.kill(supervisor, signal.SIGTERM)
     assert daemon.wait() == 0
     assert "stopped" in daemon.log
@@ -513,6 +545,28 @@ def test_what_stops_a_worker_s_start_stops_all_with_its_sentence(
     ]
 
 
+def test_a_start_that_fails_waits_for_no_drain(tmp_path: Path) -> None:
+    """One worker serves already, another cannot start: all end at once, none is drained."""
+    (tmp_path / "second.py").write_text(
+        f"""
+import os, pathlib, time
+folder = pathlib.Path({str(tmp_path / "first")!r})
+try:
+    folder.mkdir()
+except FileExistsError:
+    time.sleep(5)  # the first serves by now
+    os._exit(1)
+"""
+    )
+    started = time.monotonic()
+    done = refused("--port=0", "--workers=2", "--module=second", "--drain-delay=60", cwd=tmp_path)
+    assert time.monotonic() - started < 30
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].endswith(
+        "could not start: ended with exit code 1; what it printed stands above."
+    ), done.stderr
+
+
 @pytest.mark.parametrize("durable", [False, True])
 def test_a_create_repeated_at_another_worker_makes_no_second_job(
     serve: Serve, modules: Path, tmp_path: Path, durable: bool
@@ -571,10 +625,10 @@ def test_every_line_of_the_log_says_which_process_wrote_it(serve: Serve, modules
 
 
 def test_the_supervisor_loads_no_grpc_and_leaves_no_folder(
-    serve: Serve, modules: Path, tmp_path: Path
+    serve: Serve, modules: Path, runtime_dir: Path
 ) -> None:
     """It stays light, and what it made for the workers is gone with them."""
-    run = tmp_path / "run"
+    run = runtime_dir / "run"
     daemon = serve(*FLAGS, f"--run-dir={run}", modules=modules)
     pid = daemon.process.pid
     assert "cygrpc" not in Path(f"/proc/{pid}/maps").read_text()
@@ -609,21 +663,23 @@ def hosts(daemon: Daemon) -> dict[int, int]:
 
 
 @pytest.fixture
-def hosting(serve: Serve, modules: Path, tmp_path: Path) -> Daemon:
+def hosting(serve: Serve, modules: Path, tmp_path: Path, runtime_dir: Path) -> Daemon:
     """Two workers with a process host each."""
     (modules / "hosted.py").write_text(HOSTED)
     (tmp_path / "connector-service.toml").write_text(
         f'[hosts.mine]\nsources = ["module:hosted"]\nenv = {{ PYTHONPATH = "{modules}" }}\n'
     )
-    return serve(*FLAGS, f"--run-dir={tmp_path / 'run'}", modules=modules)
+    return serve(*FLAGS, f"--run-dir={runtime_dir / 'run'}", modules=modules)
 
 
-def test_reload_reaches_the_hosts_of_every_worker(hosting: Daemon, tmp_path: Path) -> None:
+def test_reload_reaches_the_hosts_of_every_worker(
+    hosting: Daemon, tmp_path: Path, runtime_dir: Path
+) -> None:
     """Each worker has hosts of its own; the command and SIGHUP replace those of all."""
     assert "hosts: mine up" in hosting.announced
     old = hosts(hosting)
     done = subprocess.run(
-        [COMMAND, "reload", f"--run-dir={tmp_path / 'run'}"],
+        [COMMAND, "reload", f"--run-dir={runtime_dir / 'run'}"],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -646,7 +702,7 @@ def test_reload_reaches_the_hosts_of_every_worker(hosting: Daemon, tmp_path: Pat
     last = hosts(hosting)
     assert hosting.kill(signal.SIGTERM) == 0
     assert not any(runs(pid) for pid in last.values())
-    assert not (tmp_path / "run").exists()
+    assert not (runtime_dir / "run").exists()
 
 
 def test_a_killed_worker_s_hosts_end_and_come_back_with_it(hosting: Daemon) -> None:

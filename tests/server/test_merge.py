@@ -54,6 +54,9 @@ def test_counters_summaries_and_histograms_are_summed() -> None:
     assert found["calls_total", (("op", "create"),)] == 1
     assert found["size_count", ()] == 5
     assert found["size_sum", ()] == 38
+    begun = {each: merged(Merger(), each.registry)["size_created", ()] for each in (one, two)}
+    assert begun[one] < begun[two]
+    assert found["size_created", ()] == begun[one]
     buckets = [found["time_bucket", (("op", "get"), ("le", le))] for le in ("1.0", "5.0", "+Inf")]
     assert buckets == [1, 3, 4]
 
