@@ -480,7 +480,7 @@ def refused(
         capture_output=True,
         text=True,
         cwd=cwd,
-        timeout=PATIENCE,
+        timeout=2 * PATIENCE,
     )
 
 
@@ -536,7 +536,7 @@ def test_what_stops_a_worker_s_start_stops_all_with_its_sentence(
     (tmp_path / "options.toml").write_text("connectors.sleep.options.url = 'x'")
     started = time.monotonic()
     done = refused("--port=0", "--workers=2", *flags, cwd=tmp_path)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     assert done.stderr.rstrip("\n").rpartition("\n")[2].startswith(sentence), done.stderr
@@ -559,8 +559,8 @@ except FileExistsError:
 """
     )
     started = time.monotonic()
-    done = refused("--port=0", "--workers=2", "--module=second", "--drain-delay=60", cwd=tmp_path)
-    assert time.monotonic() - started < 30
+    done = refused("--port=0", "--workers=2", "--module=second", "--drain-delay=300", cwd=tmp_path)
+    assert time.monotonic() - started < 60
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1].endswith(
         "could not start: ended with exit code 1; what it printed stands above."
