@@ -657,7 +657,7 @@ def hosts(daemon: Daemon) -> dict[int, int]:
     """Return the process host of each worker."""
     found = {}
     for worker in children(daemon.process.pid):
-        (host,) = children(worker)
+        (host,) = filter(runs, children(worker))
         found[worker] = host
     return found
 
