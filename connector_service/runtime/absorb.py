@@ -19,7 +19,6 @@ import logging
 import math
 import secrets
 import time
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +69,7 @@ _LOG_FAULT_EVERY = 60.0  # seconds, per task category
 _HURRY = 1.0
 _HURRY_FOR = 60.0
 _IDLE = 86_400.0  # seconds until a job that nobody polls is forgotten
+_LOOK_EVERY = 1.0  # seconds between two looks for such, when there was none
 
 _KNOWN = frozenset(TaskExecution.Phase.values()) - {TaskExecution.UNDEFINED}
 # Flyte 1's deprecated field, which its client reads where the phase is UNDEFINED. Its zero,
@@ -93,16 +93,28 @@ class PollEvent(StrEnum):
     REMEMBERED = "remembered"  # answered without asking
 
 
-@dataclass(frozen=True, slots=True)
 class _Ask:
-    """One poll on its way to the connector."""
+    """One poll on its way to the connector, and those who wait for its answer."""
 
-    key: bytes
-    call: Call
-    policy: ConnectorSection
-    fetch: Callable[[float], Awaitable[Any]]
-    delete: Callable[[], Awaitable[object]]
-    permanent: Sequence[type[Exception]]
+    __slots__ = ("call", "delete", "fetch", "joined", "key", "permanent", "policy", "task")
+
+    def __init__(
+        self,
+        key: bytes,
+        call: Call,
+        policy: ConnectorSection,
+        fetch: Callable[[float], Awaitable[Any]],
+        delete: Callable[[], Awaitable[object]],
+        permanent: Sequence[type[Exception]],
+    ) -> None:
+        self.key = key
+        self.call = call
+        self.policy = policy
+        self.fetch = fetch
+        self.delete = delete
+        self.permanent = permanent
+        self.task: asyncio.Task[Any] | None = None
+        self.joined: asyncio.Future[Any] | None = None
 
 
 class Polls:
@@ -126,7 +138,9 @@ class Polls:
         self._wall = wall
         self._jobs: Memory[Job] = Memory(most_jobs, _MOST_STATE)
         self._ends: Memory[End] = Memory(most_jobs, _MOST_ENDS)
-        self._asking: dict[bytes, asyncio.Task[Any]] = {}
+        self._asking: dict[bytes, _Ask] = {}
+        self._closing = False
+        self._look_at = 0.0
         self._logged: dict[TaskCategory, float] = {}
         self._timed_out: dict[TaskCategory | None, float] = {}
 
@@ -141,43 +155,50 @@ class Polls:
     ) -> Any:
         """Return the job's ``Resource`` in the call's protocol, at the latest at its deadline.
 
-        ``fetch`` asks the connector, with a deadline of its own: callers share its answer, and
-        one that leaves, or has less time, does not take it from the others. ``delete`` stops the
-        job when patience runs out. ``permanent`` is as in ``faults.judge``.
+        ``fetch`` asks the connector, with a deadline of its own, ``get_timeout``: callers share its
+        answer. One that can wait so long asks in its own task; when it leaves, the others ask
+        again. For one that can not, a task of its own asks, and goes on without it. ``delete``
+        stops the job when patience runs out. ``permanent`` is as in ``faults.judge``.
 
         Raises:
             CallError: The call cannot be answered at all: not this connector's meta, no such
                 operation. Nothing else that ``fetch`` raises comes out.
         """
         now = self._clock()
-        self._forget_idle(now)
+        if now >= self._look_at:
+            self._forget_idle(now)
         key = job_key(call)
         known = self._remembered(key, call, now)
         if known is not None:
             self._tell(PollEvent.REMEMBERED, call)
             return known
-        task = self._asking.get(key)
-        if task is None:
-            task = asyncio.create_task(self._ask(_Ask(key, call, policy, fetch, delete, permanent)))
-            self._asking[key] = task
-        else:
+        waits = self._waits(call, now)
+        ask = self._asking.get(key)
+        if ask is not None:
             self._tell(PollEvent.SHARED, call)
-        await asyncio.wait({task}, timeout=self._waits(call, now))
-        if not task.done() or task.cancelled():
-            # Its own end will be noted; this caller only has to be answered.
+            answer = await self._join(ask, policy.get_timeout if waits is None else waits)
+        else:
+            ask = self._asking[key] = _Ask(key, call, policy, fetch, delete, permanent)
+            if waits is None or waits >= policy.get_timeout:
+                answer = await self._bring(ask)
+            else:
+                ask.task = asyncio.create_task(self._bring(ask))
+                answer = await self._join(ask, waits)
+        if answer is None:
             self._tell(PollEvent.ABSORBED, call)
             return self._last_known(call, self._jobs.get(key), "no answer within the deadline")
-        answer = task.result()
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
     async def close(self) -> None:
         """Stop what is still being asked; who waits for it is answered with what is known."""
-        tasks = list(self._asking.values())
+        self._closing = True
+        tasks = [ask.task for ask in self._asking.values() if ask.task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks)
 
     # --- memory --------------------------------------------------------------------------------
 
@@ -211,20 +232,53 @@ class Polls:
         return resource
 
     def _forget_idle(self, now: float) -> None:
+        """Drop the oldest where its time is over, and note when the next one's may be."""
         jobs, ends = self._jobs.oldest(), self._ends.oldest()
         if jobs is not None and now - jobs[1].seen > _IDLE:
             self._jobs.drop(jobs[0])
-        if ends is not None and now >= ends[1].until:
+        elif ends is not None and now >= ends[1].until:
             self._ends.drop(ends[0])
+        else:
+            self._look_at = now + _LOOK_EVERY
 
     # --- asking --------------------------------------------------------------------------------
 
     def _waits(self, call: Call, now: float) -> float | None:
-        """Say how long a caller waits for the connector's answer."""
-        left = math.inf if call.deadline is None else max(0.0, call.deadline - now)
-        if now - self._timed_out.get(call.category, -math.inf) < _HURRY_FOR:
-            left = min(left, _HURRY)
-        return None if math.isinf(left) else left
+        """Say how long a caller waits for the connector's answer; None is without end."""
+        left = None if call.deadline is None else max(0.0, call.deadline - now)
+        if self._timed_out and now - self._timed_out.get(call.category, -math.inf) < _HURRY_FOR:
+            left = _HURRY if left is None else min(left, _HURRY)
+        return left
+
+    async def _join(self, ask: _Ask, waits: float) -> Any:
+        """Wait for what another task brings; None is no answer in time."""
+        if ask.joined is None:
+            ask.joined = asyncio.get_running_loop().create_future()
+        done, _ = await asyncio.wait({ask.joined}, timeout=waits)
+        return ask.joined.result() if done else None
+
+    async def _bring(self, ask: _Ask) -> Any:
+        """Ask in this task, for all who join; an exception is returned, and None when closing."""
+        task = ask.task = asyncio.current_task()
+        try:
+            answer = await self._ask(ask)
+        except BaseException:
+            if self._closing and task is not None:
+                task.uncancel()
+                self._settle(ask, None)
+                return None
+            if ask.joined is None:
+                self._settle(ask, None)
+            else:  # its own caller has left, others have not
+                ask.task = asyncio.create_task(self._bring(ask))
+            raise
+        self._settle(ask, answer)
+        return answer
+
+    def _settle(self, ask: _Ask, answer: Any) -> None:
+        del self._asking[ask.key]
+        if ask.joined is not None:
+            ask.joined.set_result(answer)
 
     async def _ask(self, ask: _Ask) -> Any:
         """Ask the connector once and note what came of it; an exception is returned."""
@@ -237,11 +291,10 @@ class Polls:
         except Exception:  # noqa: BLE001 - ours, or an exception that fails when looked at
             _log.exception("a poll could not be judged", extra={"job": ask.key.hex()})
             return self._last_known(ask.call, self._jobs.get(ask.key), "the service erred")
-        finally:
-            del self._asking[ask.key]
 
     def _answered(self, ask: _Ask, resource: Any) -> Any:
-        self._timed_out.pop(ask.call.category, None)
+        if self._timed_out:
+            self._timed_out.pop(ask.call.category, None)
         if resource.phase not in _KNOWN:
             self._tell(PollEvent.UNMAPPED, ask.call)
             state = getattr(resource, "state", 0)
@@ -261,12 +314,10 @@ class Polls:
         if is_terminal_phase(resource.phase):
             return self._end(ask, resource)
         now = self._clock()
-        job = Job(
-            seen=now,
-            phase=resource.phase,
-            message=elide(resource.message, LONGEST_TEXT),
-            known_at=now,
-        )
+        message = resource.message
+        if len(message) > LONGEST_TEXT // 4:  # few are: it is their bytes that count
+            message = elide(message, LONGEST_TEXT)
+        job = Job(now, resource.phase, message, now)
         if ask.policy.min_poll_interval:
             job.not_before = now + ask.policy.min_poll_interval
             reply = resource.SerializeToString()

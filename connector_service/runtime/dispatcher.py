@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Dispatcher"]
 
-_WITH_INPUTS = (Operation.CREATE, Operation.DO)
-_ON_JOBS = (Operation.GET, Operation.DELETE, Operation.GET_METRICS)
+_WITH_INPUTS = frozenset((Operation.CREATE, Operation.DO))
+_ON_JOBS = frozenset((Operation.GET, Operation.DELETE, Operation.GET_METRICS))
+_OK = Status(OK, "")
 
 
 class Dispatcher:
@@ -76,8 +77,8 @@ class Dispatcher:
     async def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> Outcome:
         """Answer one call with many messages, each given to ``send`` as it comes."""
 
-        async def run(call: Call) -> None:
-            route = self._route(call)
+        async def run(call: Call, route: Route | None) -> None:
+            route = self._known(call, route)
             if envelope.holds(call.message.resource_meta):
                 _from_envelope(call)
             elif self._guarantees is None or not route.policy.guarantees:
@@ -87,15 +88,19 @@ class Dispatcher:
 
         return await self._observed(call, run)
 
-    async def _observed(self, call: Call, run: Callable[[Call], Awaitable[Any]]) -> Outcome:
+    async def _observed(
+        self, call: Call, run: Callable[[Call, Route | None], Awaitable[Any]]
+    ) -> Outcome:
         started = time.perf_counter()
-        self._hooks.started(call.protocol, call.operation)
-        status: Status | None = None
+        protocol, operation = call.protocol, call.operation
+        self._hooks.started(protocol, operation)
+        route = self.routes.find(call.category)
+        status = _OK
         error: BaseException | None = None
         try:
             if call.problem is not None:
                 raise call.problem  # noqa: TRY301 - refused, logged and counted as any other
-            return Outcome(await run(call))
+            return Outcome(await run(call, route))
         except Exception as caught:  # noqa: BLE001 - every error has a status
             error = caught
             status = self._classify(caught, call)
@@ -107,26 +112,27 @@ class Dispatcher:
         finally:
             self._hooks.ended(
                 CallRecord(
-                    protocol=call.protocol,
-                    operation=call.operation,
-                    task_type=self._label(call),
-                    code=OK if status is None else status.code,
-                    seconds=time.perf_counter() - started,
-                    input_bytes=_input_bytes(call),
-                    details="" if status is None else status.details,
-                    incident="" if status is None else status.incident,
-                    error=error,
+                    protocol,
+                    operation,
+                    _label(call) if route is None else route.category.name,
+                    status.code,
+                    time.perf_counter() - started,
+                    _input_bytes(call) if operation in _WITH_INPUTS else None,
+                    status.details,
+                    status.incident,
+                    error,
                 )
             )
             # The traceback of `error` holds this frame: a cycle that would hold the request.
             error = None
 
-    async def _run(self, call: Call) -> Any:
-        if call.operation is Operation.LIST:
-            return self.routes.agents
-        if call.operation is Operation.DESCRIBE:
-            return self._describe(call.message.name)
-        route = self._route(call)
+    async def _run(self, call: Call, route: Route | None) -> Any:
+        if route is None:
+            if call.operation is Operation.LIST:
+                return self.routes.agents
+            if call.operation is Operation.DESCRIBE:
+                return self._describe(call.message.name)
+            route = self._known(call, route)
         if call.operation in _ON_JOBS and envelope.holds(call.message.resource_meta):
             return _from_envelope(call)
         if self._guarantees is None:
@@ -139,20 +145,19 @@ class Dispatcher:
             raise ConnectorNotFoundError(f"name {name!r}", agents)
         return agents[name]
 
-    def _route(self, call: Call) -> Route:
+    def _known(self, call: Call, route: Route | None) -> Route:
+        if route is not None:
+            return route
         category = call.category
-        route = self.routes.get(category) if category else None
-        if category is None or route is None:
-            raise ConnectorNotFoundError(
-                f"task type {category.spoken}" if category else "a call without a task type",
-                (known.listed for known in self.routes),
-            )
-        return route
+        raise ConnectorNotFoundError(
+            f"task type {category.spoken}" if category else "a call without a task type",
+            (known.listed for known in self.routes),
+        )
 
-    def _label(self, call: Call) -> str:
-        if call.category is None:
-            return "" if call.problem is None else UNKNOWN_TASK_TYPE
-        return call.category.name if call.category in self.routes else UNKNOWN_TASK_TYPE
+
+def _label(call: Call) -> str:
+    """Return the metric label of a call without a route: a made-up name must not become one."""
+    return "" if call.category is None and call.problem is None else UNKNOWN_TASK_TYPE
 
 
 def _from_envelope(call: Call) -> Any:
@@ -167,7 +172,7 @@ def _from_envelope(call: Call) -> Any:
 
 
 def _input_bytes(call: Call) -> int | None:
-    if call.operation not in _WITH_INPUTS or call.message is None:
+    if call.message is None:
         return None
     if call.inputs_data is not None:
         return len(call.inputs_data)

@@ -69,6 +69,12 @@ class Guarantees:
             on_orphan=lambda category, outcome: self._tell("orphan", category, outcome),
         )
         self._routes: Mapping[TaskCategory, Route] = {}
+        self._promised: Mapping[str, Callable[[Route, Call], Awaitable[Any]]] = {
+            Operation.CREATE: self._create,
+            Operation.GET: self._get,
+            Operation.DELETE: self._delete,
+            Operation.DO: self._do,
+        }
 
     async def start(self, routes: Mapping[TaskCategory, Route]) -> None:
         """Open the ledger and begin to look after jobs.
@@ -96,15 +102,8 @@ class Guarantees:
         """Answer one call about a job or a task as promised."""
         if not route.policy.guarantees:
             return await run_sync(route, call, route.host.run)
-        if call.operation is Operation.CREATE:
-            return await self._create(route, call)
-        if call.operation is Operation.GET:
-            return await self._get(route, call)
-        if call.operation is Operation.DELETE:
-            return await self._delete(route, call)
-        if call.operation is Operation.DO:
-            return await self._do(route, call)
-        return await self._attempt(route, call)
+        promised = self._promised.get(call.operation, self._attempt)
+        return await promised(route, call)
 
     async def stream(
         self, route: Route, call: Call, send: Callable[[Any], Awaitable[None]]
@@ -137,16 +136,19 @@ class Guarantees:
         return meta
 
     async def _get(self, route: Route, call: Call) -> Any:
-        async def fetch(deadline: float) -> Any:
-            return await self._enter(route, msgspec.structs.replace(call, deadline=deadline))
-
         return await self._polls.poll(
-            msgspec.structs.replace(call, deadline=route.deadline(call)),
+            call,
             route.policy,
-            fetch,
-            functools.partial(self._delete, route, _deleting(route, call)),
+            functools.partial(self._fetch, route, call),
+            functools.partial(self._delete_polled, route, call),
             permanent=route.permanent,
         )
+
+    async def _fetch(self, route: Route, call: Call, deadline: float) -> Any:
+        return await self._enter(route, msgspec.structs.replace(call, deadline=deadline))
+
+    async def _delete_polled(self, route: Route, call: Call) -> None:
+        await self._delete(route, _deleting(route, call))
 
     async def _delete(self, route: Route, call: Call) -> None:
         with contextlib.suppress(GoneError):  # what is gone is deleted

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["OK", "UNKNOWN_TASK_TYPE", "CallRecord", "Happening", "Hook", "Hooks"]
 
@@ -68,29 +68,40 @@ class Hooks:
     """The listeners of one service, told in their order."""
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
-        """Take the hooks; they never change afterwards."""
-        self._hooks = tuple(hooks)
+        """Take the hooks; they never change afterwards, nor do their methods."""
+        self._started = _listening(hooks, "started")
+        self._ended = _listening(hooks, "ended")
+        self._happened = _listening(hooks, "happened")
 
     def started(self, protocol: str, operation: str) -> None:
         """Tell every hook that a call has come in."""
-        for hook in self._hooks:
+        for hook, hear in self._started:
             try:
-                hook.started(protocol, operation)
+                hear(protocol, operation)
             except Exception:  # noqa: BLE001 - a listener never fails a call
-                _log.exception("A hook failed: %s.started", type(hook).__name__)
+                _log.exception("A hook failed: %s.started", hook)
 
     def ended(self, record: CallRecord) -> None:
         """Tell every hook what became of a call."""
-        for hook in self._hooks:
+        for hook, hear in self._ended:
             try:
-                hook.ended(record)
+                hear(record)
             except Exception:  # noqa: BLE001 - a listener never fails a call
-                _log.exception("A hook failed: %s.ended", type(hook).__name__)
+                _log.exception("A hook failed: %s.ended", hook)
 
     def happened(self, happening: Happening) -> None:
         """Tell every hook what the guarantees did."""
-        for hook in self._hooks:
+        for hook, hear in self._happened:
             try:
-                hook.happened(happening)
+                hear(happening)
             except Exception:  # noqa: BLE001 - a listener never fails a call
-                _log.exception("A hook failed: %s.happened", type(hook).__name__)
+                _log.exception("A hook failed: %s.happened", hook)
+
+
+def _listening(hooks: Sequence[Hook], event: str) -> tuple[tuple[str, Callable[..., None]], ...]:
+    """Return the name and the method of each hook that listens to ``event``."""
+    return tuple(
+        (type(hook).__name__, getattr(hook, event))
+        for hook in hooks
+        if getattr(getattr(hook, event), "__func__", None) is not getattr(Hook, event)
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import inspect
 import logging
@@ -13,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from connector_service.errors import ConnectorFault, DeadlineError
+from connector_service.runtime.alarms import Alarms
 from connector_service.runtime.private_loop import PrivateLoop
 from connector_service.runtime.threads import AbandonedCall, Threads
 from connector_service.sdk.deadline import DEADLINE
@@ -31,6 +31,7 @@ _T = TypeVar("_T")
 _THREADS_PER_CONNECTOR = 32
 _CLOSING = 5.0  # seconds that an async generator gets for its `finally`
 _END = object()
+_LATE = "The connector did not answer within the call's deadline."
 _CLOSE_FAILED = "A connector's generator failed while it was closed."
 
 
@@ -41,6 +42,7 @@ class Invoker:
         """Take how many plain ``def`` calls of one connector run at a time, by its task type."""
         self._threads = threads
         self._lanes: dict[int, _Lane] = {}
+        self._alarms = Alarms()
 
     async def invoke(
         self, method: Method, arguments: Mapping[str, Any], deadline: float | None = None
@@ -54,18 +56,13 @@ class Invoker:
             ConnectorFault: The code raised what would end a process (SystemExit) or cancelled
                 itself. Other exceptions come out as they are.
         """
-        async with _guarded(deadline):
-            lane = self._lane(method)
-            if method.style is Style.COROUTINE:
-                if lane.loop is None:
-                    return await method.function(**arguments)
-                return await lane.loop.run(functools.partial(method.function, **arguments))
-            value = await lane.threads.run(
-                method.operation, functools.partial(method.function, **arguments), deadline
-            )
-            if not inspect.isawaitable(value):
-                return value
-            return await (value if lane.loop is None else lane.loop.run(lambda: value))
+        lane = self._lane(method)
+        if method.style is not Style.COROUTINE:
+            return await self._held(deadline, _call_threaded, lane, method, arguments, deadline)
+        if lane.loop is None:
+            return await self._held(deadline, method.function, **arguments)
+        make = functools.partial(method.function, **arguments)
+        return await self._held(deadline, lane.loop.run, make)
 
     async def iterate(
         self, method: Method, arguments: Mapping[str, Any], deadline: float | None = None
@@ -91,18 +88,17 @@ class Invoker:
             step, close = stream.next, stream.close
         elif isinstance(source, AsyncIterator):
             step = functools.partial(_step_async, source)
-            close = functools.partial(_close_async, source)
+            close = functools.partial(self._close_async, source)
         elif isinstance(source, Iterator):
             threads, steps = lane.threads, _Steps(source)
             step = functools.partial(threads.run, method.operation, steps.next, deadline)
-            close = functools.partial(_close_threaded, threads, method.operation, steps)
+            close = functools.partial(self._close_threaded, threads, method.operation, steps)
         else:
             yield source
             return
         try:
             while True:
-                async with _guarded(deadline):
-                    item = await step()
+                item = await self._held(deadline, step)
                 if item is _END:
                     return
                 yield item
@@ -133,6 +129,65 @@ class Invoker:
             lane.threads.close()
             if lane.loop is not None:
                 lane.loop.close()
+
+    async def _held(
+        self,
+        deadline: float | None,
+        make: Callable[..., Awaitable[Any]],
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Await connector code; hold it to its deadline, and what would end the process in it."""
+        task: Any = asyncio.current_task()
+        before, alarm = task.cancelling(), None
+        if deadline is not None:
+            if deadline <= time.monotonic():
+                raise DeadlineError("The deadline passed before the call began.")
+            alarm = self._alarms.set(deadline, task.cancel)
+        token = DEADLINE.set(deadline)
+        try:
+            return await make(*args, **kwargs)
+        except Exception as error:
+            # Some libraries turn the cancellation that a deadline is into an error of their own.
+            if alarm is not None and alarm.rang:
+                raise DeadlineError(_LATE) from error
+            raise
+        except asyncio.CancelledError as error:
+            rang = alarm is not None and alarm.rang
+            if task.cancelling() - rang > before:
+                raise  # the caller has gone
+            if rang:
+                raise DeadlineError(_LATE) from error
+            raise ConnectorFault("The connector cancelled itself.") from error
+        except BaseException as error:
+            # Escaping, SystemExit and KeyboardInterrupt would stop the event loop, and with it
+            # every other connector; of any other that is no Exception the caller would never hear.
+            raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
+        finally:
+            DEADLINE.reset(token)
+            if alarm is not None:
+                alarm.off()
+                if alarm.rang:
+                    task.uncancel()
+
+    async def _close_threaded(self, threads: Threads, operation: str, steps: _Steps) -> None:
+        if not steps.leave():
+            return
+        deadline = time.monotonic() + _CLOSING
+        try:
+            await self._held(deadline, threads.run, operation, steps.finish, deadline)
+        except Exception:  # noqa: BLE001 - as below
+            _log.warning(_CLOSE_FAILED, exc_info=True)
+
+    async def _close_async(self, source: AsyncIterator[Any]) -> None:
+        close = getattr(source, "aclose", None)
+        if close is None:
+            return
+        try:
+            await self._held(time.monotonic() + _CLOSING, close)
+        except Exception:  # noqa: BLE001 - its reader has what it came for, or has gone
+            _log.warning(_CLOSE_FAILED, exc_info=True)
 
     def _lane(self, method: Method) -> _Lane:
         connector = getattr(method.function, "__self__", method.function)
@@ -197,37 +252,6 @@ class _Steps:
             _log.warning(_CLOSE_FAILED, exc_info=True)
 
 
-@contextlib.asynccontextmanager
-async def _guarded(deadline: float | None) -> AsyncIterator[None]:
-    """Hold connector code to its deadline, and hold what would end the process in it."""
-    remaining = None if deadline is None else deadline - time.monotonic()
-    if remaining is not None and remaining <= 0:
-        raise DeadlineError("The deadline passed before the call began.")
-    try:
-        async with asyncio.timeout(remaining) as scope:
-            token = DEADLINE.set(deadline)
-            try:
-                yield
-            finally:
-                DEADLINE.reset(token)
-    except Exception as error:
-        # Some libraries turn the cancellation that a deadline is into an error of their own.
-        if scope.expired():
-            raise DeadlineError(
-                "The connector did not answer within the call's deadline."
-            ) from error
-        raise
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise  # the caller has gone
-        raise ConnectorFault("The connector cancelled itself.") from error
-    except BaseException as error:
-        # Escaping, SystemExit and KeyboardInterrupt would stop the event loop, and with it every
-        # other connector; of any other that is no Exception the caller would never hear.
-        raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
-
-
 def contain(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Call connector code that is no operation: its meta's ``encode``, its ``decode``.
 
@@ -246,22 +270,13 @@ async def _step_async(source: AsyncIterator[Any]) -> Any:
     return await anext(source, _END)
 
 
-async def _close_threaded(threads: Threads, operation: str, steps: _Steps) -> None:
-    if not steps.leave():
-        return
-    deadline = time.monotonic() + _CLOSING
-    try:
-        async with _guarded(deadline):
-            await threads.run(operation, steps.finish, deadline)
-    except Exception:  # noqa: BLE001 - as below
-        _log.warning(_CLOSE_FAILED, exc_info=True)
-
-
-async def _close_async(source: AsyncIterator[Any]) -> None:
-    close = getattr(source, "aclose", None)
-    try:
-        async with _guarded(time.monotonic() + _CLOSING):
-            if close is not None:
-                await close()
-    except Exception:  # noqa: BLE001 - its reader has what it came for, or has gone
-        _log.warning(_CLOSE_FAILED, exc_info=True)
+async def _call_threaded(
+    lane: _Lane, method: Method, arguments: Mapping[str, Any], deadline: float | None
+) -> Any:
+    """Run a plain ``def`` on a thread, and what it returns, when that is to be awaited."""
+    value = await lane.threads.run(
+        method.operation, functools.partial(method.function, **arguments), deadline
+    )
+    if not inspect.isawaitable(value):
+        return value
+    return await (value if lane.loop is None else lane.loop.run(lambda: value))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from flyteidl.core.execution_pb2 import TaskExecution
 
+from connector_service.codec.convert import FlyteProtocol
 from connector_service.runtime.faults import said
 from connector_service.runtime.sizes import elide
 from connector_service.sdk.secrets import redact
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from connector_service.runtime.call import Call
+    from connector_service.sdk.resource import TaskCategory
 
 __all__ = ["LONGEST_TEXT", "End", "Job", "Trouble", "job_key", "say_unknown", "say_why"]
 
@@ -91,16 +94,17 @@ def job_key(call: Call) -> bytes:
     other secrets must not be answered with what these have seen.
     """
     message = call.message
-    connection = getattr(message, "connection", None)
-    parts = (
-        call.protocol.encode(),
-        str(call.category).encode(),
-        message.resource_meta,
-        message.output_prefix.encode(),
-        b"" if connection is None else connection.SerializeToString(deterministic=True),
-    )
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.digest()
+    meta: bytes = message.resource_meta
+    digest = _begun(call.protocol, call.category).copy()
+    digest.update(b"%d:%b%b" % (len(meta), meta, message.output_prefix.encode()))
+    if call.protocol == FlyteProtocol.FLYTE2 and message.HasField("connection"):
+        # No UTF-8 holds this byte, so the prefix ends where it seems to.
+        digest.update(b"\xff" + message.connection.SerializeToString(deterministic=True))
+    key: bytes = digest.digest()
+    return key
+
+
+@functools.lru_cache(4096)
+def _begun(protocol: str, category: TaskCategory | None) -> Any:
+    """Begin a key with what the jobs of one category have in common."""
+    return hashlib.blake2b(f"{protocol}\0{category}\0".encode(), digest_size=16)

@@ -63,24 +63,20 @@ class Bulkhead:
         """
         return _Entry(self, deadline)
 
-    async def _acquire(self, deadline: float | None) -> float:
-        """Take a slot, waiting for it if need be, and return when that was."""
-        now = self._clock()
-        if deadline is not None and deadline <= now:
-            raise self._late()
+    def _take(self) -> bool:
+        """Take a slot that is free, unless others wait for one."""
         if self._running < self.concurrency and not self._waiters:
             self._running += 1
-            return now
+            return True
+        return False
+
+    async def _wait(self, deadline: float | None, now: float) -> None:
         if len(self._waiters) >= self.queue:
             raise UnavailableError(
                 f"{self.name} is busy: {self._running} calls run and {len(self._waiters)} wait,"
                 f" which is all that its concurrency and queue allow; try again later.",
                 retry_after=self._hint(),
             )
-        await self._wait(deadline, now)
-        return self._clock()
-
-    async def _wait(self, deadline: float | None, now: float) -> None:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         self._waiters[turn] = deadline
@@ -90,19 +86,19 @@ class Bulkhead:
         except asyncio.CancelledError:
             if self._waiters.pop(turn, self) is self and _given(turn):
                 # The slot was handed over in the same turn of the loop as the cancellation came.
-                self._hand_over()
+                self._hand_over(self._clock())
             raise
         finally:
             if timer is not None:
                 timer.cancel()
 
     def _release(self, since: float) -> None:
-        self._mean += _WEIGHT * (self._clock() - since - self._mean)
-        self._hand_over()
-
-    def _hand_over(self) -> None:
-        """Give a slot that has become free to the first who can still use it."""
         now = self._clock()
+        self._mean += _WEIGHT * (now - since - self._mean)
+        self._hand_over(now)
+
+    def _hand_over(self, now: float) -> None:
+        """Give a slot that has become free to the first who can still use it."""
         while self._waiters:
             turn, deadline = self._waiters.popitem(last=False)
             if turn.done():  # cancelled, and not yet gone from the queue
@@ -140,7 +136,14 @@ class _Entry:
         self._since = 0.0
 
     async def __aenter__(self) -> None:
-        self._since = await self._bulkhead._acquire(self._deadline)  # noqa: SLF001 - its own entry
+        bulkhead, deadline = self._bulkhead, self._deadline
+        now = bulkhead._clock()  # noqa: SLF001 - its own entry
+        if deadline is not None and deadline <= now:
+            raise bulkhead._late()  # noqa: SLF001
+        if not bulkhead._take():  # noqa: SLF001
+            await bulkhead._wait(deadline, now)  # noqa: SLF001
+            now = bulkhead._clock()  # noqa: SLF001
+        self._since = now
 
     async def __aexit__(self, *_exc: object) -> None:
         self._bulkhead._release(self._since)  # noqa: SLF001

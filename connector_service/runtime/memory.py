@@ -42,9 +42,12 @@ class Memory(Generic[V]):
 
     def put(self, key: bytes, value: V, weight: int) -> None:
         """Keep a value, and let go of the oldest until it fits."""
-        self.drop(key)
+        known = self._values.get(key)
         self._values[key] = (value, weight)
         self._weight += weight
+        if known is not None:
+            self._values.move_to_end(key)
+            self._weight -= known[1]
         while len(self._values) > self._entries or self._weight > self._most:
             _, (_, gone) = self._values.popitem(last=False)
             self._weight -= gone

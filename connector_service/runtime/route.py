@@ -118,6 +118,10 @@ class Routes(Mapping["TaskCategory", Route]):
     def __getitem__(self, category: TaskCategory) -> Route:
         return self._routes[category]
 
+    def find(self, category: TaskCategory | None) -> Route | None:
+        """Return a category's route, if there is one."""
+        return self._routes.get(category)  # type: ignore[arg-type] # no key is None
+
     def __iter__(self) -> Iterator[TaskCategory]:
         return iter(self._routes)
 

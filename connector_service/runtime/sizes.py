@@ -28,6 +28,7 @@ _MOST_LINKS = 64
 _LONGEST_URI = 8192  # characters
 _LONGEST_NAME = 1024  # bytes of a link's name
 _MAX_CUSTOM_INFO = 64 * 1024  # bytes
+_SMALL = 1024  # bytes of a whole resource, in which nothing but the links can be too much
 _LARGE_META = 16 * 1024  # bytes
 _MOST_WARNINGS = 1000
 
@@ -69,6 +70,8 @@ def bound(resource: Any) -> Any:
     Raises:
         AuthorError: The whole is still too large, and that is the outputs'.
     """
+    if resource.ByteSize() <= _SMALL and len(resource.log_links) <= _MOST_LINKS:
+        return resource
     if _exceeds(resource):
         resource = copy.deepcopy(resource)
     if _longer(resource.message, MAX_MESSAGE):

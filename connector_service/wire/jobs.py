@@ -11,7 +11,7 @@ from connector_service.runtime.call import Call
 from connector_service.sdk.method import Operation
 from connector_service.sdk.resource import TaskCategory
 from connector_service.wire.binding import take_inputs
-from connector_service.wire.status import answer, send
+from connector_service.wire.status import answer, refuse, send
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -27,6 +27,7 @@ __all__ = ["Jobs", "about", "read_deadline", "started"]
 
 _MARGIN = 0.25  # seconds for the answer to reach the client before its deadline
 _MARGIN_SHARE = 0.1  # of a short deadline
+_category = functools.lru_cache(1024)(TaskCategory)
 
 
 class Jobs:
@@ -42,6 +43,7 @@ class Jobs:
         self._dispatcher = dispatcher
         self._protocol = protocol
         self._messages: Any = messages
+        self._get_response = self._messages.GetTaskResponse
 
     async def CreateTask(self, request: Any, context: Context) -> Any:
         """Start a job."""
@@ -52,7 +54,9 @@ class Jobs:
     async def GetTask(self, request: Any, context: Context) -> Any:
         """Poll a job."""
         outcome = await self._dispatcher.dispatch(self._on_job(Operation.GET, request, context))
-        return self._messages.GetTaskResponse(resource=await answer(context, outcome))
+        if outcome.status is not None:
+            await refuse(context, outcome.status)
+        return self._get_response(resource=outcome.value)
 
     async def DeleteTask(self, request: Any, context: Context) -> Any:
         """Stop a job."""
@@ -73,9 +77,10 @@ class Jobs:
 
     def _on_job(self, operation: Operation, request: Any, context: Context) -> Call:
         """Read the task category, or Flyte 1's deprecated task type where there is none."""
-        category = TaskCategory(request.task_category.name, request.task_category.version)
+        given = request.task_category
+        category = _category(given.name, given.version)
         if not category.name:
-            category = TaskCategory(getattr(request, "task_type", ""))
+            category = _category(getattr(request, "task_type", ""))
         return _call(self._protocol, operation, category, request, context)
 
 
@@ -88,7 +93,7 @@ def started(
 ) -> Call:
     """Read a request that starts work: its template names the task category."""
     template = message.template
-    category = TaskCategory(template.type, template.task_type_version)
+    category = _category(template.type, template.task_type_version)
     return _call(protocol, operation, category, message, context, inputs)
 
 

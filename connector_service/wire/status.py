@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-__all__ = ["CODES", "HTTP_CODES", "MAX_DETAILS", "answer", "classify", "send"]
+__all__ = ["CODES", "HTTP_CODES", "MAX_DETAILS", "answer", "classify", "refuse", "send"]
 
 MAX_DETAILS = 2048  # bytes of UTF-8
 
@@ -94,9 +94,13 @@ def classify(error: BaseException, call: Call) -> Status:
 
 async def answer(context: grpc.aio.ServicerContext[Any, Any], outcome: Outcome) -> Any:
     """Return the outcome's value, or end the call with its status."""
-    if outcome.status is None:
-        return outcome.value
-    status = outcome.status
+    if outcome.status is not None:
+        await refuse(context, outcome.status)
+    return outcome.value
+
+
+async def refuse(context: grpc.aio.ServicerContext[Any, Any], status: Status) -> NoReturn:
+    """End the call with a status; it always raises."""
     if status.retry_after is not None:
         # What gRPC's own retries obey (gRFC A6, "pushback").
         pushback = str(max(0, round(status.retry_after * 1000)))

@@ -30,7 +30,7 @@ from connector_service import (
     TaskCategory,
 )
 from connector_service.errors import TransientError
-from connector_service.telemetry.metrics import HTTP_STATUS
+from connector_service.telemetry.calls import HTTP_STATUS
 from connector_service.testing import serve
 from connector_service.version import __version__
 
