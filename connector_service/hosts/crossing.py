@@ -5,6 +5,8 @@ Where the connector's shape and the call's protocol agree, nothing is re-read.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
@@ -24,95 +26,132 @@ from connector_service.sdk.resource import Resource
 from connector_service.sdk.secrets import mask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from connector_service.runtime.call import Call
     from connector_service.sdk.registry import Registration
 
-__all__ = ["read_arguments", "write_item", "write_value"]
+__all__ = ["Crossing"]
+
+_SHORT = 256  # characters of a message that is kept with its phase
 
 
-def read_arguments(method: Method, call: Call, registration: Registration) -> dict[str, Any]:
-    """Read what ``method`` takes.
+class Crossing:
+    """How calls of one operation reach one connector's method; what never changes, found once."""
 
-    Raises:
-        InvalidRequestError: The resource meta, the inputs or the connection do not fit.
-    """
-    arguments = {name: _READERS[name](call, registration) for name in method.takes}
-    connection = getattr(call.message, "connection", None)
-    if connection is not None or method.demands:
-        arguments.update(_connection(method, connection, registration))
-    return arguments
+    __slots__ = ("_takes", "_write", "method", "registration")
 
+    def __init__(self, registration: Registration, method: Method) -> None:
+        """Take the connector and the method."""
+        self.method = method
+        self.registration = registration
+        self._takes = tuple((name, _READERS[name](registration)) for name in method.takes)
+        self._write = _WRITERS.get(method.operation, _write_nothing)
 
-def write_value(registration: Registration, value: Any, call: Call) -> Any:
-    """Write what a method returned: bytes for create, a message of the call's protocol, nothing.
+    def read(self, call: Call) -> dict[str, Any]:
+        """Read what the method takes.
 
-    Raises:
-        AuthorError: It is not what the operation returns.
-    """
-    return _WRITERS[call.operation](registration, value, call)
+        Raises:
+            InvalidRequestError: The resource meta, the inputs or the connection do not fit.
+        """
+        arguments = {name: reader(call) for name, reader in self._takes}
+        method = self.method
+        if call.protocol == FlyteProtocol.FLYTE2 or method.demands:
+            connection = getattr(call.message, "connection", None)
+            if connection is not None or method.demands:
+                arguments.update(_connection(method, connection, self.registration))
+        return arguments
 
+    def write(self, value: Any, call: Call) -> Any:
+        """Write what a method returned: bytes for create, nothing for delete, else a message.
 
-def write_item(registration: Registration, item: Any, call: Call) -> Message:
-    """Write one message of a log; raises as ``write_value``."""
-    return _message(MESSAGES[call.protocol].logs, registration, item, call)
+        Raises:
+            AuthorError: It is not what the operation returns.
+        """
+        return self._write(self.registration, value, call)
+
+    def write_item(self, item: Any, call: Call) -> Message:
+        """Write one message of a log; raises as ``write``."""
+        return _message(MESSAGES[call.protocol].logs, self.registration, item, call)
 
 
 # --- reading -----------------------------------------------------------------------------------
 
 
-def _inputs(call: Call, registration: Registration) -> Any:
+_Reader = Callable[["Call"], Any]
+
+
+def _inputs(registration: Registration) -> _Reader:
     kind = MESSAGES[registration.shape].inputs
-    if call.inputs_data is not None:
-        try:
-            inputs: Any = read(call.inputs_data, kind)
-        except DecodeError:
-            raise InvalidRequestError(f"The inputs of {call.operation} are damaged.") from None
-    else:
-        inputs = reread(call.message.inputs if call.inputs is None else call.inputs, kind)
-    if registration.shape is FlyteProtocol.FLYTE1:
-        return inputs
-    return from_literal_map(inputs, variables(call.message.template.interface.inputs))
+    plain = registration.shape is FlyteProtocol.FLYTE1
+
+    def inputs(call: Call) -> Any:
+        if call.inputs_data is not None:
+            try:
+                message: Any = read(call.inputs_data, kind)
+            except DecodeError:
+                raise InvalidRequestError(f"The inputs of {call.operation} are damaged.") from None
+        else:
+            message = reread(call.message.inputs if call.inputs is None else call.inputs, kind)
+        if plain:
+            return message
+        return from_literal_map(message, variables(call.message.template.interface.inputs))
+
+    return inputs
 
 
-def _meta(call: Call, registration: Registration) -> Any:
+def _meta(registration: Registration) -> _Reader:
     connector: Any = registration.connector
-    try:
-        return connector.metadata_type.decode(call.message.resource_meta)
-    except ConnectorServiceError:
-        raise
-    except Exception as error:
-        # An author's own decode() may raise anything; the bytes came from the caller.
-        raise InvalidMetaError(
-            f"The resource meta is not one of {connector.name}'s: {type(error).__name__}."
-        ) from error
+
+    def meta(call: Call) -> Any:
+        try:
+            return connector.metadata_type.decode(call.message.resource_meta)
+        except ConnectorServiceError:
+            raise
+        except Exception as error:
+            # An author's own decode() may raise anything; the bytes came from the caller.
+            raise InvalidMetaError(
+                f"The resource meta is not one of {connector.name}'s: {type(error).__name__}."
+            ) from error
+
+    return meta
+
+
+def _reread(field: str) -> Callable[[Registration], _Reader]:
+    """Read a message of the request in the connector's shape, of a class of the same name."""
+
+    def shaped(registration: Registration) -> _Reader:
+        kind: type[Message] = getattr(MESSAGES[registration.shape], field)
+        place = {"task_template": "template"}.get(field, field)
+        return lambda call: reread(getattr(call.message, place), kind)
+
+    return shaped
+
+
+def _as(reader: _Reader) -> Callable[[Registration], _Reader]:
+    return lambda _registration: reader
 
 
 def _time(message: Any, field: str) -> Any:
     return getattr(message, field).ToDatetime(tzinfo=UTC) if message.HasField(field) else None
 
 
-_READERS: Mapping[str, Callable[[Call, Registration], Any]] = {
-    "task_template": lambda call, registration: reread(
-        call.message.template, MESSAGES[registration.shape].task_template
-    ),
+# Argument -> what makes its reader for one connector.
+_READERS: Mapping[str, Callable[[Registration], _Reader]] = {
+    "task_template": _reread("task_template"),
     "inputs": _inputs,
-    "output_prefix": lambda call, _: call.message.output_prefix,
-    "idempotency_key": lambda call, _: call.idempotency_key,
-    "task_execution_metadata": lambda call, registration: reread(
-        call.message.task_execution_metadata,
-        MESSAGES[registration.shape].task_execution_metadata,
-    ),
+    "output_prefix": _as(lambda call: call.message.output_prefix),
+    "idempotency_key": _as(lambda call: call.idempotency_key),
+    "task_execution_metadata": _reread("task_execution_metadata"),
     "resource_meta": _meta,
-    "queries": lambda call, _: list(call.message.queries),
-    "start_time": lambda call, _: _time(call.message, "start_time"),
-    "end_time": lambda call, _: _time(call.message, "end_time"),
-    "step": lambda call, _: (
-        call.message.step.ToTimedelta() if call.message.HasField("step") else None
+    "queries": _as(lambda call: list(call.message.queries)),
+    "start_time": _as(lambda call: _time(call.message, "start_time")),
+    "end_time": _as(lambda call: _time(call.message, "end_time")),
+    "step": _as(
+        lambda call: call.message.step.ToTimedelta() if call.message.HasField("step") else None
     ),
-    "lines": lambda call, _: call.message.lines,
-    "token": lambda call, _: call.message.token,
+    "lines": _as(lambda call: call.message.lines),
+    "token": _as(lambda call: call.message.token),
 }
 
 
@@ -151,6 +190,8 @@ def _write_meta(registration: Registration, value: Any, call: Call) -> bytes:
 
 
 def _write_resource(registration: Registration, value: Any, call: Call) -> Message:
+    if type(value) is Resource and _is_bare(value):
+        return _bare(call.protocol, value.phase, value.message)
     if not isinstance(value, Resource):
         return _message(MESSAGES[call.protocol].resource, registration, value, call)
     starts = call.operation is Operation.DO
@@ -161,6 +202,21 @@ def _write_resource(registration: Registration, value: Any, call: Call) -> Messa
     except InvalidInputError as error:
         # The connector's own value, not the caller's: its author must hear of it.
         raise AuthorError(f"{registration.connector.name}: {error}") from error
+
+
+def _is_bare(value: Resource) -> bool:
+    return (
+        value.outputs is None
+        and not value.log_links
+        and not value.custom_info
+        and len(value.message or "") <= _SHORT
+    )
+
+
+@functools.lru_cache(1024)
+def _bare(protocol: str, phase: Any, message: str | None) -> Message:
+    """Make a resource that is a phase and a text; the same message for the same, never changed."""
+    return MESSAGES[protocol].resource(phase=phase, message=message)
 
 
 def _write_metrics(registration: Registration, value: Any, call: Call) -> Message:
@@ -182,10 +238,13 @@ def _unexpected(wanted: str, registration: Registration, value: Any, call: Call)
     )
 
 
+def _write_nothing(_registration: Registration, _value: Any, _call: Call) -> None:
+    return None
+
+
 _WRITERS: Mapping[Operation, Callable[[Registration, Any, Call], Any]] = {
     Operation.CREATE: _write_meta,
     Operation.GET: _write_resource,
-    Operation.DELETE: lambda _registration, _value, _call: None,
     Operation.GET_METRICS: _write_metrics,
     Operation.DO: _write_resource,
 }

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from connector_service.errors import UnsupportedOperationError, WrongKindError
-from connector_service.hosts.crossing import read_arguments, write_item, write_value
+from connector_service.hosts.crossing import Crossing
 from connector_service.runtime.invoker import contain
 from connector_service.runtime.route import Served
 from connector_service.sdk.method import Method, Operation
@@ -33,6 +33,7 @@ class InlineHost:
         """Take the connectors and who runs their code."""
         self._registry = registry
         self._invoker = invoker
+        self._crossings: dict[tuple[TaskCategory | None, Operation], Crossing] = {}
 
     def categories(self) -> Mapping[TaskCategory, Served]:
         """Tell what the registry holds."""
@@ -55,23 +56,31 @@ class InlineHost:
 
     async def run(self, call: Call) -> Any:
         """Run one operation: create gives bytes, get and do a Resource message, delete nothing."""
-        registration = self._registry.resolve(call.category)  # type: ignore[arg-type]
-        method = _method(registration, call.operation)
-        arguments = contain(read_arguments, method, call, registration)
-        value = await self._invoker.invoke(method, arguments, call.deadline)
-        return contain(write_value, registration, value, call)
+        crossing = self._crossing(call)
+        arguments = contain(crossing.read, call)
+        value = await self._invoker.invoke(crossing.method, arguments, call.deadline)
+        return contain(crossing.write, value, call)
 
     async def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> None:
         """Send every message of ``get_logs`` as the connector produces it."""
-        registration = self._registry.resolve(call.category)  # type: ignore[arg-type]
-        method = _method(registration, call.operation)
-        arguments = contain(read_arguments, method, call, registration)
+        crossing = self._crossing(call)
+        arguments = contain(crossing.read, call)
         # Closed here and now: a caller who left while a message was being sent left us, not it.
         async with contextlib.aclosing(
-            self._invoker.iterate(method, arguments, call.deadline)
+            self._invoker.iterate(crossing.method, arguments, call.deadline)
         ) as items:
             async for item in items:
-                await send(contain(write_item, registration, item, call))
+                await send(contain(crossing.write_item, item, call))
+
+    def _crossing(self, call: Call) -> Crossing:
+        """Return how the call reaches its method, found once for a registration's methods."""
+        registration = self._registry.resolve(call.category)  # type: ignore[arg-type]
+        key = (call.category, call.operation)
+        known = self._crossings.get(key)
+        if known is None or known.registration is not registration:
+            known = Crossing(registration, _method(registration, call.operation))
+            self._crossings[key] = known
+        return known
 
 
 def _method(registration: Registration, operation: Operation) -> Method:

@@ -19,14 +19,18 @@ import logging
 import math
 import secrets
 import time
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from flyteidl.core.execution_pb2 import TaskExecution
 
 from connector_service.codec.convert import MESSAGES
+from connector_service.config import ConnectorSection
 from connector_service.errors import AuthorError, BackendError, DeadlineError
 from connector_service.runtime import settle
+from connector_service.runtime.call import Call
 from connector_service.runtime.faults import Fault, is_unmapped_state, judge
 from connector_service.runtime.known import (
     LONGEST_TEXT,
@@ -43,11 +47,13 @@ from connector_service.sdk.resource import is_terminal_phase
 from connector_service.sdk.secrets import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
+    from typing import TypeAlias
 
-    from connector_service.config import ConnectorSection
-    from connector_service.runtime.call import Call
     from connector_service.sdk.resource import TaskCategory
+
+    Fetch: TypeAlias = Callable[[float], Awaitable[Any]]
+    Delete: TypeAlias = Callable[[], Awaitable[object]]
 
 __all__ = ["PollEvent", "Polls"]
 
@@ -93,28 +99,17 @@ class PollEvent(StrEnum):
     REMEMBERED = "remembered"  # answered without asking
 
 
-class _Ask:
+class _Ask(msgspec.Struct):
     """One poll on its way to the connector, and those who wait for its answer."""
 
-    __slots__ = ("call", "delete", "fetch", "joined", "key", "permanent", "policy", "task")
-
-    def __init__(
-        self,
-        key: bytes,
-        call: Call,
-        policy: ConnectorSection,
-        fetch: Callable[[float], Awaitable[Any]],
-        delete: Callable[[], Awaitable[object]],
-        permanent: Sequence[type[Exception]],
-    ) -> None:
-        self.key = key
-        self.call = call
-        self.policy = policy
-        self.fetch = fetch
-        self.delete = delete
-        self.permanent = permanent
-        self.task: asyncio.Task[Any] | None = None
-        self.joined: asyncio.Future[Any] | None = None
+    key: bytes
+    call: Call
+    policy: ConnectorSection
+    fetch: Fetch
+    delete: Delete
+    permanent: Sequence[type[Exception]]
+    joined: asyncio.Future[Any] | None = None
+    apart: bool = False
 
 
 class Polls:
@@ -139,7 +134,7 @@ class Polls:
         self._jobs: Memory[Job] = Memory(most_jobs, _MOST_STATE)
         self._ends: Memory[End] = Memory(most_jobs, _MOST_ENDS)
         self._asking: dict[bytes, _Ask] = {}
-        self._closing = False
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._look_at = 0.0
         self._logged: dict[TaskCategory, float] = {}
         self._timed_out: dict[TaskCategory | None, float] = {}
@@ -148,8 +143,8 @@ class Polls:
         self,
         call: Call,
         policy: ConnectorSection,
-        fetch: Callable[[float], Awaitable[Any]],
-        delete: Callable[[], Awaitable[object]],
+        fetch: Fetch,
+        delete: Delete,
         *,
         permanent: Sequence[type[Exception]] = (),
     ) -> Any:
@@ -182,23 +177,24 @@ class Polls:
             if waits is None or waits >= policy.get_timeout:
                 answer = await self._bring(ask)
             else:
-                ask.task = asyncio.create_task(self._bring(ask))
+                self._apart(ask)
                 answer = await self._join(ask, waits)
         if answer is None:
             self._tell(PollEvent.ABSORBED, call)
             return self._last_known(call, self._jobs.get(key), "no answer within the deadline")
         if isinstance(answer, BaseException):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer  # its traceback holds this frame, and with it the request
         return answer
 
     async def close(self) -> None:
-        """Stop what is still being asked; who waits for it is answered with what is known."""
-        self._closing = True
-        tasks = [ask.task for ask in self._asking.values() if ask.task is not None]
-        for task in tasks:
+        """Stop what is asked without a caller; who waits for it is answered with what is known."""
+        for task in self._tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     # --- memory --------------------------------------------------------------------------------
 
@@ -258,39 +254,38 @@ class Polls:
         return ask.joined.result() if done else None
 
     async def _bring(self, ask: _Ask) -> Any:
-        """Ask in this task, for all who join; an exception is returned, and None when closing."""
-        task = ask.task = asyncio.current_task()
+        """Ask in this task, for all who join; an exception is returned."""
         try:
-            answer = await self._ask(ask)
+            try:
+                try:
+                    resource = await ask.fetch(self._clock() + ask.policy.get_timeout)
+                except Exception as error:  # noqa: BLE001 - every fault is judged
+                    answer = await self._failed(ask, error)
+                else:
+                    answer = self._answered(ask, resource)
+            except Exception:  # noqa: BLE001 - ours, or one that fails when looked at
+                _log.exception("a poll could not be judged", extra={"job": ask.key.hex()})
+                answer = self._last_known(ask.call, self._jobs.get(ask.key), "the service erred")
         except BaseException:
-            if self._closing and task is not None:
-                task.uncancel()
-                self._settle(ask, None)
-                return None
-            if ask.joined is None:
+            if ask.joined is None or ask.apart:
                 self._settle(ask, None)
             else:  # its own caller has left, others have not
-                ask.task = asyncio.create_task(self._bring(ask))
+                self._apart(ask)
             raise
         self._settle(ask, answer)
         return answer
+
+    def _apart(self, ask: _Ask) -> None:
+        """Ask in a task of its own, which goes on when those who wait have left."""
+        ask.apart = True
+        task = asyncio.create_task(self._bring(ask))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _settle(self, ask: _Ask, answer: Any) -> None:
         del self._asking[ask.key]
         if ask.joined is not None:
             ask.joined.set_result(answer)
-
-    async def _ask(self, ask: _Ask) -> Any:
-        """Ask the connector once and note what came of it; an exception is returned."""
-        try:
-            try:
-                resource = await ask.fetch(self._clock() + ask.policy.get_timeout)
-            except Exception as error:  # noqa: BLE001 - every fault is judged
-                return await self._failed(ask, error)
-            return self._answered(ask, resource)
-        except Exception:  # noqa: BLE001 - ours, or an exception that fails when looked at
-            _log.exception("a poll could not be judged", extra={"job": ask.key.hex()})
-            return self._last_known(ask.call, self._jobs.get(ask.key), "the service erred")
 
     def _answered(self, ask: _Ask, resource: Any) -> Any:
         if self._timed_out:
@@ -313,17 +308,31 @@ class Polls:
             )
         if is_terminal_phase(resource.phase):
             return self._end(ask, resource)
-        now = self._clock()
-        message = resource.message
+        self._note(ask, resource)
+        return resource
+
+    def _note(self, ask: _Ask, resource: Any) -> None:
+        """Remember the phase of a job that goes on."""
+        now, phase, message = self._clock(), resource.phase, resource.message
         if len(message) > LONGEST_TEXT // 4:  # few are: it is their bytes that count
             message = elide(message, LONGEST_TEXT)
-        job = Job(now, resource.phase, message, now)
-        if ask.policy.min_poll_interval:
-            job.not_before = now + ask.policy.min_poll_interval
-            reply = resource.SerializeToString()
-            job.reply = reply if len(reply) <= _LARGEST_KEPT else None
-        self._keep(ask.key, job)
-        return resource
+        job = self._jobs.get(ask.key)
+        least = ask.policy.min_poll_interval
+        if (
+            job is None
+            or least
+            or job.trouble is not None
+            or job.message != message
+            or job.phase != phase
+        ):
+            job = Job(now, phase, message, now)
+            if least:
+                job.not_before = now + least
+                reply = resource.SerializeToString()
+                job.reply = reply if len(reply) <= _LARGEST_KEPT else None
+            self._keep(ask.key, job)
+        else:  # nothing new
+            job.seen = job.known_at = now
 
     async def _failed(self, ask: _Ask, error: Exception) -> Any:
         """Answer for a poll that failed: with an end, with patience, or with the error itself."""

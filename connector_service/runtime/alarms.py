@@ -1,76 +1,71 @@
-"""Cancels calls at their deadlines, with one timer for all that end within the same moment."""
+"""Cancels tasks at their deadlines, with one timer for all that end within the same moment."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["Alarm", "Alarms"]
+__all__ = ["Alarms", "Slot"]
 
 # A call's own timer costs more than all else that is done for its deadline. Deadlines far enough
 # away are met together, this much late at most: a fifth of what the wire keeps for the answer.
 _MOMENT = 0.05  # seconds
 _FAR = 1.0  # seconds
 
-
-class Alarm:
-    """The deadline of one call: what it wakes, and whether it has rung."""
-
-    __slots__ = ("_ring", "_slot", "_timer", "rang")
-
-    def __init__(self, ring: Callable[[], object]) -> None:
-        """Take what is called at the deadline, once, unless it is put off before."""
-        self.rang = False
-        self._ring = ring
-        self._slot: dict[Alarm, None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def ring(self) -> None:
-        """Call it now; for ``Alarms``."""
-        self.rang = True
-        self._ring()
-
-    def off(self) -> None:
-        """Never ring; fine after it rang."""
-        if self._slot is not None:
-            self._slot.pop(self, None)
-        elif self._timer is not None:
-            self._timer.cancel()
+# The tasks that end together. A task stands in one for as long as it has that deadline: it puts
+# itself in, and takes itself out; one that is no longer there has been cancelled.
+Slot = dict["asyncio.Task[Any]", None]
 
 
 class Alarms:
-    """The deadlines of calls on one event loop, in slots of 50 ms; not thread-safe."""
+    """The deadlines of tasks on one event loop, in slots of 50 ms; not thread-safe."""
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._slots: dict[int, dict[Alarm, None]] = {}
+        self._slots: dict[int, Slot] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
 
-    def set(self, deadline: float, ring: Callable[[], Any]) -> Alarm:
-        """Have ``ring`` called at ``deadline``, which is on ``time.monotonic``'s clock."""
-        alarm = Alarm(ring)
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            # The slots' timers belong to the loop that is served; another is a test's or a tool's.
-            self._slots, self._loop = {}, loop
-        left = deadline - time.monotonic()
+    def task(self) -> asyncio.Task[Any]:
+        """Return the current task, without asking the system for the process's id each time.
+
+        Python 3.11 does that whenever it is asked which loop runs. The loop that is served stays
+        on its thread; another is a test's or a tool's.
+        """
+        if self._thread == threading.get_ident():
+            task = asyncio.current_task(self._loop)
+            if task is not None:
+                return task
+        self._thread, self._loop = threading.get_ident(), asyncio.get_running_loop()
+        self._slots = {}  # their timers are the other loop's
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - connector code runs in tasks alone
+        return task
+
+    def slot(self, deadline: float, now: float) -> Slot:
+        """Return the slot whose tasks are cancelled at ``deadline``; both on the monotonic clock.
+
+        It is for the task that ``task`` has just returned. Soon is exact, and no slot for others.
+        """
+        left = deadline - now
         if left < _FAR:
-            alarm._timer = loop.call_later(max(0.0, left), alarm.ring)  # noqa: SLF001 - its own
-            return alarm
+            soon: Slot = {}
+            asyncio.get_running_loop().call_later(max(0.0, left), _ring, soon)
+            return soon
         number = int(deadline / _MOMENT) + 1
         slot = self._slots.get(number)
         if slot is None:
             slot = self._slots[number] = {}
-            until = left + number * _MOMENT - deadline
-            loop.call_later(until, self._ring, self._slots, number)
-        slot[alarm] = None
-        alarm._slot = slot  # noqa: SLF001
-        return alarm
+            asyncio.get_running_loop().call_later(
+                number * _MOMENT - now, self._end, self._slots, number
+            )
+        return slot
 
-    def _ring(self, slots: dict[int, dict[Alarm, None]], number: int) -> None:
-        for alarm in list(slots.pop(number)):
-            alarm.ring()
+    def _end(self, slots: dict[int, Slot], number: int) -> None:
+        _ring(slots.pop(number))
+
+
+def _ring(slot: Slot) -> None:
+    while slot:
+        slot.popitem()[0].cancel()

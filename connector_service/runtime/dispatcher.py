@@ -70,11 +70,11 @@ class Dispatcher:
         if self._guarantees is not None:
             await self._guarantees.close(grace)
 
-    async def dispatch(self, call: Call) -> Outcome:
+    def dispatch(self, call: Call) -> Awaitable[Outcome]:
         """Answer one call, whatever happens on the way; only a caller who left raises."""
-        return await self._observed(call, self._run)
+        return self._observed(call, self._run)
 
-    async def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> Outcome:
+    def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> Awaitable[Outcome]:
         """Answer one call with many messages, each given to ``send`` as it comes."""
 
         async def run(call: Call, route: Route | None) -> None:
@@ -86,7 +86,7 @@ class Dispatcher:
             else:
                 await self._guarantees.stream(route, call, send)
 
-        return await self._observed(call, run)
+        return self._observed(call, run)
 
     async def _observed(
         self, call: Call, run: Callable[[Call, Route | None], Awaitable[Any]]
@@ -126,18 +126,23 @@ class Dispatcher:
             # The traceback of `error` holds this frame: a cycle that would hold the request.
             error = None
 
-    async def _run(self, call: Call, route: Route | None) -> Any:
-        if route is None:
-            if call.operation is Operation.LIST:
-                return self.routes.agents
-            if call.operation is Operation.DESCRIBE:
-                return self._describe(call.message.name)
-            route = self._known(call, route)
-        if call.operation in _ON_JOBS and envelope.holds(call.message.resource_meta):
-            return _from_envelope(call)
+    def _run(self, call: Call, route: Route | None) -> Awaitable[Any]:
+        if route is None or (
+            call.operation in _ON_JOBS and envelope.holds(call.message.resource_meta)
+        ):
+            return self._without_host(call, route)
         if self._guarantees is None:
-            return await run_sync(route, call, route.host.run)
-        return await self._guarantees.run(route, call)
+            return run_sync(route, call, route.host.run)
+        return self._guarantees.run(route, call)
+
+    async def _without_host(self, call: Call, route: Route | None) -> Any:
+        """Answer what no host need be asked: about connectors, and about jobs in envelopes."""
+        if call.operation is Operation.LIST:
+            return self.routes.agents
+        if call.operation is Operation.DESCRIBE:
+            return self._describe(call.message.name)
+        self._known(call, route)
+        return _from_envelope(call)
 
     def _describe(self, name: str) -> Agent:
         agents = {agent.name: agent for agent in self.routes.agents}

@@ -98,12 +98,11 @@ class Guarantees:
         """Delete the orphans that are due, without waiting for the next round; count them."""
         return await self._sweeper.sweep()
 
-    async def run(self, route: Route, call: Call) -> Any:
+    def run(self, route: Route, call: Call) -> Awaitable[Any]:
         """Answer one call about a job or a task as promised."""
         if not route.policy.guarantees:
-            return await run_sync(route, call, route.host.run)
-        promised = self._promised.get(call.operation, self._attempt)
-        return await promised(route, call)
+            return run_sync(route, call, route.host.run)
+        return self._promised.get(call.operation, self._attempt)(route, call)
 
     async def stream(
         self, route: Route, call: Call, send: Callable[[Any], Awaitable[None]]
@@ -135,8 +134,8 @@ class Guarantees:
         self._metas.inspect(route.category, meta)
         return meta
 
-    async def _get(self, route: Route, call: Call) -> Any:
-        return await self._polls.poll(
+    def _get(self, route: Route, call: Call) -> Awaitable[Any]:
+        return self._polls.poll(
             call,
             route.policy,
             functools.partial(self._fetch, route, call),
@@ -144,8 +143,8 @@ class Guarantees:
             permanent=route.permanent,
         )
 
-    async def _fetch(self, route: Route, call: Call, deadline: float) -> Any:
-        return await self._enter(route, msgspec.structs.replace(call, deadline=deadline))
+    def _fetch(self, route: Route, call: Call, deadline: float) -> Awaitable[Any]:
+        return self._enter(route, msgspec.structs.replace(call, deadline=deadline))
 
     async def _delete_polled(self, route: Route, call: Call) -> None:
         await self._delete(route, _deleting(route, call))
@@ -180,8 +179,14 @@ class Guarantees:
         )
 
     async def _enter(self, route: Route, call: Call, begin_by: float | None = None) -> Any:
-        async with route.bulkhead.entered(call.deadline if begin_by is None else begin_by):
+        bulkhead, deadline = route.bulkhead, call.deadline if begin_by is None else begin_by
+        since = bulkhead.enter(deadline)
+        if since is None:
+            since = await bulkhead.wait(deadline)
+        try:
             return await route.host.run(call)
+        finally:
+            bulkhead.leave(since)
 
     # --- deletions of our own ------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from connector_service.errors import ConnectorFault, DeadlineError
@@ -19,7 +19,7 @@ from connector_service.sdk.deadline import DEADLINE
 from connector_service.sdk.method import Method, Style
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
 __all__ = ["Invoker", "contain"]
 
@@ -31,6 +31,7 @@ _T = TypeVar("_T")
 _THREADS_PER_CONNECTOR = 32
 _CLOSING = 5.0  # seconds that an async generator gets for its `finally`
 _END = object()
+_NONE: Mapping[str, Any] = {}
 _LATE = "The connector did not answer within the call's deadline."
 _CLOSE_FAILED = "A connector's generator failed while it was closed."
 
@@ -44,9 +45,9 @@ class Invoker:
         self._lanes: dict[int, _Lane] = {}
         self._alarms = Alarms()
 
-    async def invoke(
+    def invoke(
         self, method: Method, arguments: Mapping[str, Any], deadline: float | None = None
-    ) -> Any:
+    ) -> Awaitable[Any]:
         """Run one method to its value.
 
         Raises:
@@ -58,11 +59,14 @@ class Invoker:
         """
         lane = self._lane(method)
         if method.style is not Style.COROUTINE:
-            return await self._held(deadline, _call_threaded, lane, method, arguments, deadline)
+            call = functools.partial(method.function, **arguments)
+            return self._held(
+                deadline, functools.partial(_call_threaded, lane, method, call, deadline)
+            )
         if lane.loop is None:
-            return await self._held(deadline, method.function, **arguments)
+            return self._held(deadline, method.function, arguments)
         make = functools.partial(method.function, **arguments)
-        return await self._held(deadline, lane.loop.run, make)
+        return self._held(deadline, functools.partial(lane.loop.run, make))
 
     async def iterate(
         self, method: Method, arguments: Mapping[str, Any], deadline: float | None = None
@@ -134,30 +138,31 @@ class Invoker:
         self,
         deadline: float | None,
         make: Callable[..., Awaitable[Any]],
-        /,
-        *args: Any,
-        **kwargs: Any,
+        arguments: Mapping[str, Any] = _NONE,
     ) -> Any:
         """Await connector code; hold it to its deadline, and what would end the process in it."""
-        task: Any = asyncio.current_task()
-        before, alarm = task.cancelling(), None
+        task = self._alarms.task()
+        before = task.cancelling()
+        slot = None
         if deadline is not None:
-            if deadline <= time.monotonic():
+            now = time.monotonic()
+            if deadline <= now:
                 raise DeadlineError("The deadline passed before the call began.")
-            alarm = self._alarms.set(deadline, task.cancel)
+            slot = self._alarms.slot(deadline, now)
+            slot[task] = None
         token = DEADLINE.set(deadline)
         try:
-            return await make(*args, **kwargs)
+            return await make(**arguments)
         except Exception as error:
             # Some libraries turn the cancellation that a deadline is into an error of their own.
-            if alarm is not None and alarm.rang:
+            if slot is not None and task not in slot:
                 raise DeadlineError(_LATE) from error
             raise
         except asyncio.CancelledError as error:
-            rang = alarm is not None and alarm.rang
-            if task.cancelling() - rang > before:
+            late = slot is not None and task not in slot
+            if task.cancelling() - late > before:
                 raise  # the caller has gone
-            if rang:
+            if late:
                 raise DeadlineError(_LATE) from error
             raise ConnectorFault("The connector cancelled itself.") from error
         except BaseException as error:
@@ -166,17 +171,17 @@ class Invoker:
             raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
         finally:
             DEADLINE.reset(token)
-            if alarm is not None:
-                alarm.off()
-                if alarm.rang:
-                    task.uncancel()
+            if slot is not None and slot.pop(task, task) is task:
+                task.uncancel()
 
     async def _close_threaded(self, threads: Threads, operation: str, steps: _Steps) -> None:
         if not steps.leave():
             return
         deadline = time.monotonic() + _CLOSING
         try:
-            await self._held(deadline, threads.run, operation, steps.finish, deadline)
+            await self._held(
+                deadline, functools.partial(threads.run, operation, steps.finish, deadline)
+            )
         except Exception:  # noqa: BLE001 - as below
             _log.warning(_CLOSE_FAILED, exc_info=True)
 
@@ -271,12 +276,10 @@ async def _step_async(source: AsyncIterator[Any]) -> Any:
 
 
 async def _call_threaded(
-    lane: _Lane, method: Method, arguments: Mapping[str, Any], deadline: float | None
+    lane: _Lane, method: Method, call: Callable[[], Any], deadline: float | None
 ) -> Any:
     """Run a plain ``def`` on a thread, and what it returns, when that is to be awaited."""
-    value = await lane.threads.run(
-        method.operation, functools.partial(method.function, **arguments), deadline
-    )
+    value = await lane.threads.run(method.operation, call, deadline)
     if not inspect.isawaitable(value):
         return value
     return await (value if lane.loop is None else lane.loop.run(lambda: value))

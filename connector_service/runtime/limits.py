@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from connector_service.errors import DeadlineError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 __all__ = ["Bulkhead"]
 
@@ -54,23 +55,27 @@ class Bulkhead:
         """Calls in the queue."""
         return len(self._waiters)
 
-    def entered(self, deadline: float | None) -> _Entry:
-        """Return a context that holds a slot; ``deadline`` is on the clock's scale.
+    def enter(self, deadline: float | None) -> float | None:
+        """Take a slot that is free and return since when; None is to be followed by ``wait``.
 
-        Raises, on entering:
+        Raises:
+            DeadlineError: The deadline, on the clock's scale, has passed.
+        """
+        now = self._clock()
+        if deadline is not None and deadline <= now:
+            raise self._late()
+        if self._running >= self.concurrency or self._waiters:
+            return None
+        self._running += 1
+        return now
+
+    async def wait(self, deadline: float | None) -> float:
+        """Wait for a slot and return since when it is held.
+
+        Raises:
             UnavailableError: The queue is full; ``retry_after`` estimates when it will not be.
             DeadlineError: The deadline passed before the call's turn came.
         """
-        return _Entry(self, deadline)
-
-    def _take(self) -> bool:
-        """Take a slot that is free, unless others wait for one."""
-        if self._running < self.concurrency and not self._waiters:
-            self._running += 1
-            return True
-        return False
-
-    async def _wait(self, deadline: float | None, now: float) -> None:
         if len(self._waiters) >= self.queue:
             raise UnavailableError(
                 f"{self.name} is busy: {self._running} calls run and {len(self._waiters)} wait,"
@@ -80,7 +85,8 @@ class Bulkhead:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         self._waiters[turn] = deadline
-        timer = None if deadline is None else loop.call_later(deadline - now, self._expire, turn)
+        left = None if deadline is None else deadline - self._clock()
+        timer = None if left is None else loop.call_later(left, self._expire, turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -91,11 +97,24 @@ class Bulkhead:
         finally:
             if timer is not None:
                 timer.cancel()
+        return self._clock()
 
-    def _release(self, since: float) -> None:
+    def leave(self, since: float) -> None:
+        """Give a slot back that was held ``since`` then."""
         now = self._clock()
         self._mean += _WEIGHT * (now - since - self._mean)
         self._hand_over(now)
+
+    @contextlib.asynccontextmanager
+    async def entered(self, deadline: float | None) -> AsyncIterator[None]:
+        """Hold a slot; raises on entering as ``enter`` and ``wait``."""
+        since = self.enter(deadline)
+        if since is None:
+            since = await self.wait(deadline)
+        try:
+            yield
+        finally:
+            self.leave(since)
 
     def _hand_over(self, now: float) -> None:
         """Give a slot that has become free to the first who can still use it."""
@@ -123,30 +142,6 @@ class Bulkhead:
         """Estimate the seconds until the queue is half empty."""
         ahead = (len(self._waiters) / 2 + 1) / self.concurrency
         return min(max(_SOONEST, ahead * self._mean), _LATEST)
-
-
-class _Entry:
-    """A slot of a bulkhead as an asynchronous context manager, without a generator's cost."""
-
-    __slots__ = ("_bulkhead", "_deadline", "_since")
-
-    def __init__(self, bulkhead: Bulkhead, deadline: float | None) -> None:
-        self._bulkhead = bulkhead
-        self._deadline = deadline
-        self._since = 0.0
-
-    async def __aenter__(self) -> None:
-        bulkhead, deadline = self._bulkhead, self._deadline
-        now = bulkhead._clock()  # noqa: SLF001 - its own entry
-        if deadline is not None and deadline <= now:
-            raise bulkhead._late()  # noqa: SLF001
-        if not bulkhead._take():  # noqa: SLF001
-            await bulkhead._wait(deadline, now)  # noqa: SLF001
-            now = bulkhead._clock()  # noqa: SLF001
-        self._since = now
-
-    async def __aexit__(self, *_exc: object) -> None:
-        self._bulkhead._release(self._since)  # noqa: SLF001
 
 
 def _given(turn: asyncio.Future[None]) -> bool:

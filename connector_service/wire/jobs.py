@@ -94,7 +94,8 @@ def started(
     """Read a request that starts work: its template names the task category."""
     template = message.template
     category = _category(template.type, template.task_type_version)
-    return _call(protocol, operation, category, message, context, inputs)
+    data = take_inputs() if inputs is None else None
+    return _call(protocol, operation, category, message, context, inputs, data)
 
 
 def about(protocol: FlyteProtocol, operation: Operation, request: Any, context: Context) -> Call:
@@ -120,6 +121,7 @@ def _call(
     message: Any,
     context: Context,
     inputs: Any = None,
+    inputs_data: bytes | memoryview | None = None,
 ) -> Call:
     problem = None
     if not category.name:
@@ -134,5 +136,5 @@ def _call(
         inputs,
         read_deadline(context),
         problem,
-        take_inputs(),
+        inputs_data,
     )

@@ -343,7 +343,7 @@ async def test_identical_polls_share_one_call() -> None:
 
 
 async def test_one_who_leaves_takes_nothing_from_the_others() -> None:
-    """A caller is cancelled: the shared call goes on, and its answer reaches the other."""
+    """The caller who asks is cancelled: for the other it is asked again, and he gets the answer."""
     scene = Held()
     first, second = asyncio.create_task(scene.poll()), asyncio.create_task(scene.poll())
     await scene.asked.wait()
@@ -440,8 +440,9 @@ async def test_an_exception_that_fails_when_looked_at_is_absorbed_too(
 
 
 async def test_closing_answers_who_waits() -> None:
-    """A service that stops leaves no poll hanging and no task behind."""
+    """A service that stops leaves no poll hanging that goes on alone, and no task behind."""
     scene = Held()
+    await scene.poll(deadline=scene.now)
     waiting = asyncio.create_task(scene.poll())
     await scene.asked.wait()
     await scene.polls.close()
