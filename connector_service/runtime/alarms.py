@@ -13,9 +13,9 @@ __all__ = ["Alarms", "Slot"]
 _MOMENT = 0.05  # seconds
 _FAR = 1.0  # seconds
 
-# The tasks that end together. A task stands in one for as long as it has that deadline: it puts
-# itself in, and takes itself out; one that is no longer there has been cancelled.
-Slot = dict["asyncio.Task[Any]", None]
+# The tasks that end together, each under a token of its own: who has a deadline puts itself in,
+# and takes itself out. Whose token is no longer there has been cancelled.
+Slot = dict[object, "asyncio.Task[Any]"]
 
 
 class Alarms:
@@ -68,4 +68,4 @@ class Alarms:
 
 def _ring(slot: Slot) -> None:
     while slot:
-        slot.popitem()[0].cancel()
+        slot.popitem()[1].cancel()

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from connector_service.errors import ConnectorFault, DeadlineError
-from connector_service.runtime.alarms import Alarms
+from connector_service.runtime.alarms import Alarms, Slot
 from connector_service.runtime.private_loop import PrivateLoop
 from connector_service.runtime.threads import AbandonedCall, Threads
 from connector_service.sdk.deadline import DEADLINE
@@ -143,23 +143,24 @@ class Invoker:
         """Await connector code; hold it to its deadline, and what would end the process in it."""
         task = self._alarms.task()
         before = task.cancelling()
-        slot = None
+        slot: Slot = {}
+        mark = None
         if deadline is not None:
             now = time.monotonic()
             if deadline <= now:
                 raise DeadlineError("The deadline passed before the call began.")
-            slot = self._alarms.slot(deadline, now)
-            slot[task] = None
+            slot, mark = self._alarms.slot(deadline, now), object()
+            slot[mark] = task
         token = DEADLINE.set(deadline)
         try:
             return await make(**arguments)
         except Exception as error:
             # Some libraries turn the cancellation that a deadline is into an error of their own.
-            if slot is not None and task not in slot:
+            if mark is not None and mark not in slot:
                 raise DeadlineError(_LATE) from error
             raise
         except asyncio.CancelledError as error:
-            late = slot is not None and task not in slot
+            late = mark is not None and mark not in slot
             if task.cancelling() - late > before:
                 raise  # the caller has gone
             if late:
@@ -171,7 +172,7 @@ class Invoker:
             raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
         finally:
             DEADLINE.reset(token)
-            if slot is not None and slot.pop(task, task) is task:
+            if mark is not None and slot.pop(mark, None) is None:
                 task.uncancel()
 
     async def _close_threaded(self, threads: Threads, operation: str, steps: _Steps) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from connector_service.errors import DeadlineError, LedgerDownError, UnavailableError
+from connector_service.runtime.alarms import Alarms
 from connector_service.runtime.ledger import Held, Job, Ledger, Recorded, Reserved
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class CreateOnce:
         self._lease = lease
         self._clock = clock
         self._sleep = sleep
+        self._alarms = Alarms()
         self._name = secrets.token_hex(8)
         self._count = 0
         self._running: dict[str, _Running] = {}
@@ -186,7 +188,7 @@ class CreateOnce:
         self._tasks.add(running.task)
         running.task.add_done_callback(self._tasks.discard)
         # A task that was cancelled before its first step runs no `finally` of its own.
-        running.task.add_done_callback(lambda _: running.fail(_cut_short()))
+        running.task.add_done_callback(running.ended)
         return running
 
     async def _wait(self, running: _Running, deadline: float | None) -> bytes:
@@ -264,16 +266,25 @@ class CreateOnce:
         """Run the create within its limit; one that fails frees its key."""
         idempotency = f"{running.key}-{generation}" if generation else running.key
         limit = running.limits.create_limit
+        task, now, mark = self._alarms.task(), time.monotonic(), object()
+        slot = self._alarms.slot(now + limit, now)
+        slot[mark] = task
         try:
-            async with asyncio.timeout(limit) as scope:
-                return await run(idempotency)
-        except Exception as error:
+            return await run(idempotency)
+        except (Exception, asyncio.CancelledError) as error:
+            late = slot.pop(mark, None) is None
+            if late:
+                task.uncancel()
+            elif isinstance(error, asyncio.CancelledError):
+                raise
             await self._release(running)
-            if scope.expired():
+            if late:
                 raise DeadlineError(
                     f"The create did not end within create_limit ({limit:g} s)."
                 ) from error
             raise
+        finally:
+            slot.pop(mark, None)
 
     async def _release(self, running: _Running) -> None:
         if not running.reserved:
@@ -389,6 +400,10 @@ class _Running:
         if not self.answer.done():
             self.answer.set_exception(error)
             self.answer.exception()  # read, or asyncio complains of one that nobody waited for
+
+    def ended(self, _task: asyncio.Task[None]) -> None:
+        if not self.answer.done():
+            self.fail(_cut_short())
 
     def late(self) -> Exception:
         if self.key and not self.creating:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
 from typing import TYPE_CHECKING
+
+from connector_service.wire import memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,10 +34,18 @@ def live(
     Raises:
         OperatorError: As ``Service.startup``.
     """
+
+    def started(service: Service) -> None:
+        # Modules, connectors and plugins live as long as the process: no collection walks them.
+        gc.collect()
+        gc.freeze()
+        announce(service)
+
+    memory.prepare()
     loop = _new_loop()
     asyncio.set_event_loop(loop)
     on_loop(loop)
-    serving = loop.create_task(service.run(announce=announce), name="serve")
+    serving = loop.create_task(service.run(announce=started), name="serve")
     try:
         while not serving.done():
             try:

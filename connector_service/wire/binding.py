@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 # Where large requests keep what most of their bytes are.
 _INPUTS = {"flyteidl.admin.CreateTaskRequest": 1, "flyteidl2.connector.CreateTaskRequest": 1}
+# Below, protobuf reads all of a request in less time than it takes us to find its inputs.
+_SPLIT = 64 * 1024  # bytes
 _inputs: ContextVar[bytes | memoryview | None] = ContextVar("inputs", default=None)
 
 
@@ -84,7 +86,7 @@ def _reader(kind: Descriptor) -> Callable[[bytes], Any]:
         if len(data) >= LARGE:
             give_back()
         try:
-            if number is None:
+            if number is None or len(data) < _SPLIT:
                 return message.FromString(data)
             rest, inputs = split(data, number)
             request = message.FromString(rest)
