@@ -1,4 +1,4 @@
-"""Puts a servicer's methods on a server, each with an accept queue of its own."""
+"""Puts a servicer's methods on a server, and reads what comes for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from connector_service.codec.convert import split
 from connector_service.wire.memory import LARGE, give_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
@@ -30,19 +30,24 @@ _SPLIT = 64 * 1024  # bytes
 _inputs: ContextVar[bytes | memoryview | None] = ContextVar("inputs", default=None)
 
 
-def bind(server: grpc.aio.Server, service: Any, servicer: object) -> None:
+def bind(
+    server: grpc.aio.Server, service: Any, servicer: object, *, apart: Collection[str] = ()
+) -> None:
     """Serve ``service``, as its descriptor has it, with ``servicer``'s methods of those names.
 
-    Registered handlers, not a generic one: all generic handlers share one accept queue, and a
-    burst on one method would then hold up every other, health included. The descriptor's class
-    depends on protobuf's implementation.
+    The methods in ``apart`` have an accept queue each: all others share one, and a burst on one of
+    those would hold up the answers by which the service is judged. The queues are few, since every
+    call of every method pays for each: grpc waits for all of them anew whenever a call comes. The
+    descriptor's class depends on protobuf's implementation.
     """
-    server.add_registered_method_handlers(
-        service.full_name,
-        {
-            method.name: _handler(method, getattr(servicer, method.name))
-            for method in service.methods
-        },
+    handlers = {
+        method.name: _handler(method, getattr(servicer, method.name)) for method in service.methods
+    }
+    judged = {name: handlers.pop(name) for name in apart}
+    if judged:
+        server.add_registered_method_handlers(service.full_name, judged)
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(service.full_name, handlers),)
     )
 
 

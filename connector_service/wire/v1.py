@@ -39,7 +39,8 @@ def add_to_server(server: grpc.aio.Server, dispatcher: Dispatcher) -> None:
     """Serve Flyte 1's three services on ``server``."""
     bind(server, _SERVICES["AsyncAgentService"], Jobs(dispatcher, _PROTOCOL, agent_pb2))
     bind(server, _SERVICES["SyncAgentService"], SyncAgent(dispatcher))
-    bind(server, _SERVICES["AgentMetadataService"], Metadata(dispatcher))
+    metadata = _SERVICES["AgentMetadataService"]
+    bind(server, metadata, Metadata(dispatcher), apart=("ListAgents",))
 
 
 class SyncAgent:

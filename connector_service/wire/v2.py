@@ -35,7 +35,8 @@ def services() -> tuple[ServiceDescriptor, ...]:
 def add_to_server(server: grpc.aio.Server, dispatcher: Dispatcher) -> None:
     """Serve Flyte 2's two services on ``server``; it has none for sync tasks."""
     bind(server, _SERVICES["AsyncConnectorService"], Jobs(dispatcher, _PROTOCOL, connector_pb2))
-    bind(server, _SERVICES["ConnectorMetadataService"], Metadata(dispatcher))
+    metadata = _SERVICES["ConnectorMetadataService"]
+    bind(server, metadata, Metadata(dispatcher), apart=("ListConnectors",))
 
 
 class Metadata:
