@@ -46,7 +46,7 @@ class Crossing:
         self.method = method
         self.registration = registration
         self._takes = tuple((name, _READERS[name](registration)) for name in method.takes)
-        self._write = _WRITERS.get(method.operation, _write_nothing)
+        self._write: _Writer = _WRITERS.get(method.operation, _write_nothing)
 
     def read(self, call: Call) -> dict[str, Any]:
         """Read what the method takes.
@@ -242,7 +242,8 @@ def _write_nothing(_registration: Registration, _value: Any, _call: Call) -> Non
     return None
 
 
-_WRITERS: Mapping[Operation, Callable[[Registration, Any, Call], Any]] = {
+_Writer = Callable[["Registration", Any, "Call"], Any]
+_WRITERS: Mapping[Operation, _Writer] = {
     Operation.CREATE: _write_meta,
     Operation.GET: _write_resource,
     Operation.GET_METRICS: _write_metrics,
