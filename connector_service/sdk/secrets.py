@@ -45,6 +45,11 @@ _PATTERNS = (
 )
 
 
+# Without one of these no pattern matches: most lines are spared the search. Letters beyond ASCII
+# may be variants of theirs, so such a text is searched anyhow.
+_HINTS = ("pass", "pwd", "secret", "token", "key", "credential", "auth", "bearer", "basic", "://")
+
+
 def get_connector_secret(key: str) -> str:
     """Return the secret called ``key``, read afresh, so a rotated one is seen at once.
 
@@ -78,16 +83,23 @@ def get_connector_secret(key: str) -> str:
 
 def redact(text: str) -> str:
     """Mask every secret that was handed out, and whatever looks like a credential."""
-    text = _PEM.sub(_MASK, text)
+    if "-----BEGIN" in text:
+        text = _PEM.sub(_MASK, text)
     if _seen:
         with _seen_lock:
             values = sorted(_seen, key=len, reverse=True)
         for value in values:
             if value in text:
                 text = text.replace(value, _MASK)
+    if text.isascii() and not _hinted(text.lower()):
+        return text
     for pattern in _PATTERNS:
         text = pattern.sub(rf"\g<1>{_MASK}", text)
     return text
+
+
+def _hinted(lowered: str) -> bool:
+    return any(hint in lowered for hint in _HINTS)
 
 
 def mask(value: str) -> str:
