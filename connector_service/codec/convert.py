@@ -26,6 +26,7 @@ __all__ = [
     "MESSAGES",
     "FlyteProtocol",
     "Messages",
+    "leading",
     "named_literals",
     "read",
     "reread",
@@ -106,6 +107,28 @@ def read(data: bytes | memoryview, kind: type[M]) -> M:
     message.MergeFromString(data)  # type: ignore[arg-type] # any buffer does
     message.DiscardUnknownFields()
     return message
+
+
+def leading(data: bytes, number: int) -> tuple[memoryview, memoryview] | None:
+    """Take a message field that comes first out of an encoded message, where it does.
+
+    Every library writes fields by their numbers, so the first is found at once. Returns views of
+    the rest, which may hold the field again, and of the field.
+
+    Raises:
+        DecodeError: The bytes are no message.
+    """
+    if not data or data[0] != number << 3 | _BYTES:
+        return None
+    view = memoryview(data)
+    try:
+        length, position = _varint(view, 1)
+    except IndexError:
+        length, position = len(view), 0
+    end = position + length
+    if not position or end > len(view):
+        raise DecodeError("The message is truncated.")
+    return view[end:], view[position:end]
 
 
 def split(data: bytes, number: int) -> tuple[bytes | memoryview, bytes | memoryview]:

@@ -172,6 +172,6 @@ class Routes(Mapping["TaskCategory", Route]):
                     yield Agent(
                         name=agent.name,
                         is_sync=agent.is_sync,
-                        supported_task_types=[category.name for category in own],
+                        supported_task_types=list(dict.fromkeys(category.name for category in own)),
                         supported_task_categories=own,
                     )

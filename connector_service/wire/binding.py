@@ -11,7 +11,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from connector_service.codec.convert import split
+from connector_service.codec.convert import leading, split
 from connector_service.wire.memory import LARGE, give_back
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ _log = logging.getLogger(__name__)
 
 # Where large requests keep what most of their bytes are.
 _INPUTS = {"flyteidl.admin.CreateTaskRequest": 1, "flyteidl2.connector.CreateTaskRequest": 1}
-# Below, protobuf reads all of a request in less time than it takes us to find its inputs.
-_SPLIT = 64 * 1024  # bytes
 _inputs: ContextVar[bytes | memoryview | None] = ContextVar("inputs", default=None)
 
 
@@ -91,10 +89,13 @@ def _reader(kind: Descriptor) -> Callable[[bytes], Any]:
         if len(data) >= LARGE:
             give_back()
         try:
-            if number is None or len(data) < _SPLIT:
+            if number is None:
                 return message.FromString(data)
-            rest, inputs = split(data, number)
+            rest, inputs = leading(data, number) or split(data, number)
             request = message.FromString(rest)
+            if request.HasField("inputs"):  # they came in parts
+                rest, inputs = split(data, number)
+                request = message.FromString(rest)
             _inputs.set(inputs)
             return request
         except DecodeError:
