@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import duckdb
 import grpc
 from flyteidl.admin import agent_pb2
@@ -24,8 +25,7 @@ from flyteidl.core.interface_pb2 import TypedInterface, Variable, VariableMap
 from flyteidl.core.tasks_pb2 import Sql, TaskTemplate
 from flyteidl.core.types_pb2 import LiteralType, SimpleType, StructuredDatasetType
 from flyteidl.service import agent_pb2_grpc
-from rich.console import Console
-from rich.table import Table
+from texttable import Texttable
 
 from connector_service import StructuredDataset, to_literal_map
 
@@ -49,15 +49,14 @@ from lineitem where l_shipdate <= $until::date
 group by all order by all
 """
 
-console = Console(highlight=False)
-
 
 @contextlib.contextmanager
 def step(what: str) -> Iterator[None]:
     """Print what is done and how long it took."""
     started = time.monotonic()
     yield
-    console.print(f"[green]✓[/] {what:<58} {time.monotonic() - started:6.2f} s")
+    tick = click.style("✓", fg="green")
+    click.echo(f"{tick} {what:<58} {time.monotonic() - started:6.2f} s")
 
 
 def make_lineitem(folder: Path) -> Path:
@@ -105,12 +104,16 @@ def show(uri: str) -> None:
     """Print the Parquet file that the job wrote."""
     path = uri.removeprefix("file://")
     result = duckdb.connect().execute(f"from read_parquet('{path}')")
-    table = Table(title="TPC-H query 1, scale factor 0.1")
-    for name, *_ in result.description or ():
-        table.add_column(name, justify="right")
+    names = [name for name, *_ in result.description or ()]
+    table = Texttable(max_width=0)  # as wide as it is
+    table.set_deco(Texttable.HEADER)
+    table.set_header_align(["r"] * len(names))
+    table.set_cols_align(["r"] * len(names))
+    table.set_cols_dtype(["t"] * len(names))
+    table.header(names)
     for row in result.fetchall():
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int | float) else cell for cell in row))
-    console.print(table)
+        table.add_row([f"{cell:,}" if isinstance(cell, int | float) else cell for cell in row])
+    click.echo(f"\nTPC-H query 1, scale factor 0.1\n\n{table.draw()}\n")
 
 
 def main() -> None:
@@ -128,7 +131,7 @@ def main() -> None:
             with step("SIGTERM: drain, finish, exit"):
                 service.send_signal(signal.SIGTERM)
                 code = service.wait()
-        console.print(f"The service left with exit code {code}.")
+        click.echo(f"The service left with exit code {code}.")
         sys.exit(code)
 
 
@@ -139,7 +142,8 @@ def drive(channel: grpc.Channel, lineitem: Path, prefix: str) -> None:
     task = template()
     with step("ListAgents"):
         agents = metadata.ListAgents(agent_pb2.ListAgentsRequest()).agents
-    console.print("  offered:", ", ".join(t for a in agents for t in a.supported_task_types))
+    offered = ", ".join(t for a in agents for t in a.supported_task_types)
+    click.echo(f"  offered: {offered}")
     inputs = {
         "lineitem": StructuredDataset(uri=lineitem.as_uri(), format="parquet"),
         "until": "1998-09-02",
@@ -152,7 +156,7 @@ def drive(channel: grpc.Channel, lineitem: Path, prefix: str) -> None:
                 output_prefix=prefix,
             )
         ).resource_meta
-    console.print(f"  resource meta: {meta.decode()}", markup=False)
+    click.echo(f"  resource meta: {meta.decode()}")
     poll = agent_pb2.GetTaskRequest(
         task_category=CATEGORY, resource_meta=meta, output_prefix=prefix
     )
@@ -161,7 +165,7 @@ def drive(channel: grpc.Channel, lineitem: Path, prefix: str) -> None:
         while resource.phase not in TERMINAL:
             time.sleep(0.1)
             resource = jobs.GetTask(poll).resource
-    console.print(f"  {TaskExecution.Phase.Name(resource.phase)}: {resource.message}", markup=False)
+    click.echo(f"  {TaskExecution.Phase.Name(resource.phase)}: {resource.message}")
     if resource.phase != TaskExecution.SUCCEEDED:
         raise SystemExit("The job failed.")
     show(resource.outputs.literals["summary"].scalar.structured_dataset.uri)

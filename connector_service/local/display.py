@@ -1,28 +1,27 @@
-"""Show a job while it runs: live on a terminal, plain lines elsewhere, on standard error."""
+"""Show a job while it runs: live on a terminal that rich can draw on, else plain lines."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Self
 
+import click
 from flyteidl.core.execution_pb2 import TaskExecution
-from rich.console import Console, Group
-from rich.live import Live
-from rich.spinner import Spinner
-from rich.text import Text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flyteidl.admin.agent_pb2 import Resource
-    from rich.console import RenderableType
+
+    from connector_service.local.live import LiveView
 
 __all__ = ["Display", "phase_name"]
 
-_STYLES = {"SUCCEEDED": "green", "FAILED": "red", "ABORTED": "red", "RETRYABLE_FAILED": "red"}
-_PER_SECOND = 5
-_LONGEST_LIVE = 500  # characters of a message; the whole of it is printed at the end
+_COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "ABORTED": "red", "RETRYABLE_FAILED": "red"}
 
 
 def phase_name(phase: int) -> str:
@@ -35,33 +34,23 @@ def phase_name(phase: int) -> str:
 
 
 class Display:
-    """One job's phase, message, time and log links; a context manager around the job."""
+    """One job's phase, message, time and log links, on standard error; a context manager."""
 
-    def __init__(self, title: str, console: Console | None = None) -> None:
-        """Take what the job is called, and where to show it."""
+    def __init__(self, title: str) -> None:
+        """Take what the job is called."""
         self._title = _printable(title)
-        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._started = time.monotonic()
-        self._phase = "creating"
-        self._message = ""
         self._links: tuple[tuple[str, str], ...] = ()
         self._said: tuple[str, str] | None = None
         self._linked: tuple[tuple[str, str], ...] = ()
-        self._spinner = Spinner("dots")
-        self._live: Live | None = None
+        self._live: LiveView | None = None
         self._closing = threading.Lock()
 
     def __enter__(self) -> Self:
         self._started = time.monotonic()
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._live = Live(
-                get_renderable=self._render,
-                console=self._console,
-                refresh_per_second=_PER_SECOND,
-                transient=True,
-                # What a connector prints is not progress: it goes where it was sent.
-                redirect_stdout=sys.stdout.isatty(),
-            )
+        self._live = _open_live(self._title, self._clock) if _on_terminal() else None
+        if self._live is not None:
+            self._live.update("creating", "", ())
             self._live.start()
         return self
 
@@ -76,55 +65,64 @@ class Display:
                 with contextlib.suppress(OSError):  # the terminal has gone
                     live.stop()
                 if self._said is not None:
-                    self._print_state()
+                    self._print_state(*self._said)
 
     def show(self, resource: Resource) -> None:
         """Show what was just heard of the job; plain lines appear only when something changed."""
         state = phase_name(resource.phase), _printable(resource.message)
         links = tuple((_printable(link.name), _printable(link.uri)) for link in resource.log_links)
-        self._phase, self._message = state
         self._links = links or self._links
         changed = state != self._said or self._links != self._linked
         self._said = state
-        if self._live is None and changed:
-            self._print_state()
+        if (live := self._live) is not None:
+            live.update(*state, self._links)
+        elif changed:
+            self._print_state(*state)
 
     def say(self, sentence: str) -> None:
         """Print a line of our own, above the live display when there is one."""
-        self._print(Text(f"{self._clock()} {_printable(sentence)}"))
+        line = f"{self._clock()} {_printable(sentence)}"
+        if (live := self._live) is None:
+            _print(line)
+        else:
+            with contextlib.suppress(OSError):
+                live.print(line)
 
-    def _print_state(self) -> None:
-        line = self._phase + (f": {self._message}" if self._message else "")
-        self._print(Text.assemble(f"{self._clock()} ", (line, _STYLES.get(self._phase, ""))))
+    def _print_state(self, phase: str, message: str) -> None:
+        state = f"{phase}: {message}" if message else phase
+        if phase in _COLOURS and _on_terminal() and not os.environ.get("NO_COLOR"):
+            state = click.style(state, fg=_COLOURS[phase])
+        _print(f"{self._clock()} {state}")
         if self._links != self._linked:
             self._linked = self._links
             for name, uri in self._links:
-                self._print(Text(f"  {name}: {uri}"))
-
-    def _print(self, text: Text) -> None:
-        with contextlib.suppress(OSError):  # nobody listens: the job goes on
-            self._console.print(text)
-
-    def _render(self) -> RenderableType:
-        head = Text.assemble(
-            (self._title, "bold"), "  ", (self._phase, "cyan"), f"  {self._clock().strip()}"
-        )
-        self._spinner.update(text=head)
-        rows: list[RenderableType] = [self._spinner]
-        if self._message:
-            rows.append(Text(f"  {self._message[:_LONGEST_LIVE]}", overflow="ellipsis"))
-        rows += [
-            Text.assemble(f"  {name}: ", (uri, f"link {uri}" if _is_web(uri) else ""))
-            for name, uri in self._links
-        ]
-        return Group(*rows)
+                _print(f"  {name}: {uri}")
 
     def _clock(self) -> str:
         return f"{time.monotonic() - self._started:6.1f}s"
 
 
-def _is_web(uri: str) -> bool:
-    return uri.startswith(("https://", "http://")) and " " not in uri
+def _open_live(title: str, clock: Callable[[], str]) -> LiveView | None:
+    try:
+        # Only here: rich is an extra, and slow to import.
+        from connector_service.local.live import LiveView  # noqa: PLC0415
+    except ImportError:
+        return None
+    view = LiveView(title, clock)
+    return view if view.can_move else None
+
+
+def _on_terminal() -> bool:
+    """Tell whether standard error is a terminal that understands colours."""
+    try:
+        return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    except (AttributeError, ValueError):  # there is none, or it was closed
+        return False
+
+
+def _print(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody listens: the job goes on
+        click.echo(line, err=True)
 
 
 def _printable(text: str) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,3 +245,76 @@ def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
         return Ran(int(caught.value.code or 0), out, err)
 
     return run
+
+
+# A process of its own session, whose controlling terminal is its standard input.
+ON_A_TERMINAL = (
+    "import fcntl, os, sys, termios\n"
+    "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])\n"
+)
+
+
+class Terminal:
+    """A pseudo-terminal with a command on it."""
+
+    def __init__(self, arguments: tuple[str, ...], environ: dict[str, str], out: Any) -> None:
+        self.screen = ""
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ON_A_TERMINAL, str(COMMAND), *arguments],
+            stdin=slave,
+            stdout=slave if out is None else out,
+            stderr=slave,
+            env=environ,
+            start_new_session=True,
+        )
+        os.close(slave)
+
+    def type(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def until(self, text: str) -> None:
+        """Read the screen until ``text`` stands on it."""
+        end = time.monotonic() + PATIENCE
+        while text not in self.screen:
+            assert time.monotonic() < end, (
+                f"never on the screen: {text!r} in {self.screen[-500:]!r}"
+            )
+            assert self._read(), f"ended without {text!r}: {self.screen[-500:]!r}"
+
+    def end(self) -> int:
+        """Read on until the command has ended."""
+        while self._read():
+            pass
+        return self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        os.close(self._master)
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._master], [], [], PATIENCE)
+        assert ready, f"silent: {self.screen[-500:]!r}"
+        try:
+            data = os.read(self._master, 65536)
+        except OSError:  # EIO: nobody has the terminal open any more
+            return False
+        self.screen += data.decode()
+        return bool(data)
+
+
+@pytest.fixture
+def terminal(environ: dict[str, str]) -> Iterator[Any]:
+    """Put commands on terminals."""
+    opened: list[Terminal] = []
+
+    def start(*arguments: str, out: Any = None) -> Terminal:
+        opened.append(Terminal(arguments, environ, out))
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,33 @@ def test_brackets_are_no_markup(cli: Cli, tmp_path: Path) -> None:
     assert run.code == 0, run.err
     assert "[/b] [red]x" in run.out
     assert "[bold] v0, [bold] v1" in run.out
+
+
+@pytest.mark.parametrize("columns", [48, 1])
+def test_a_table_fits_the_terminal(
+    columns: int, terminal: Any, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    """Cells that are too wide go on below, and a terminal too narrow for any table gets one."""
+    name = "A connector of many words with a long name"
+    (tmp_path / "wide.py").write_text(MODULE.replace("My Connector", name))
+    environ["COLUMNS"] = str(columns)
+    screen = terminal("list", "--module", "wide", "--enable", "mine")
+    assert screen.end() == 0
+    assert max(len(line) for line in screen.screen.splitlines()) <= max(columns, 16)
+    if columns > 1:
+        assert all(word in screen.screen for word in name.split())
+
+
+@pytest.mark.parametrize(("name", "shown"), [(r"a\x1b[2J\rx\ny", "a [2J x y"), ("1e3", "1e3")])
+def test_a_name_is_shown_and_no_more(name: str, shown: str, cli: Cli, tmp_path: Path) -> None:
+    """What another chose as a name stays on its line, steers no terminal and is no number."""
+    (tmp_path / "odd.py").write_text(MODULE.replace("My Connector", name))
+    run = cli("list", "--module", "odd", "--enable", "mine")
+    assert run.code == 0, run.err
+    assert [shown, "mine v0, mine v1", "async"] in [
+        re.split("   +", line) for line in run.out.splitlines()
+    ]
+    assert "\x1b" not in run.out
 
 
 def test_describe_shows_operations_and_their_arguments(cli: Cli) -> None:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import select
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon import COMMAND, PATIENCE
+from daemon import PATIENCE
 
 Service = Any
 Cli = Any
@@ -192,79 +185,6 @@ def test_a_bug_of_the_author_is_located_and_redacted(tmp_path: Path, cli: Cli) -
     assert run.err.splitlines()[-1].startswith("Error: ")
 
 
-# A process of its own session, whose controlling terminal is its standard input.
-ON_A_TERMINAL = (
-    "import fcntl, os, sys, termios\n"
-    "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-    "os.execv(sys.argv[1], sys.argv[1:])\n"
-)
-
-
-class Terminal:
-    """A pseudo-terminal with a command on it."""
-
-    def __init__(self, arguments: tuple[str, ...], environ: dict[str, str], out: Any) -> None:
-        self.screen = ""
-        self._master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", ON_A_TERMINAL, str(COMMAND), *arguments],
-            stdin=slave,
-            stdout=slave if out is None else out,
-            stderr=slave,
-            env=environ,
-            start_new_session=True,
-        )
-        os.close(slave)
-
-    def type(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
-
-    def until(self, text: str) -> None:
-        """Read the screen until ``text`` stands on it."""
-        end = time.monotonic() + PATIENCE
-        while text not in self.screen:
-            assert time.monotonic() < end, (
-                f"never on the screen: {text!r} in {self.screen[-500:]!r}"
-            )
-            assert self._read(), f"ended without {text!r}: {self.screen[-500:]!r}"
-
-    def end(self) -> int:
-        """Read on until the command has ended."""
-        while self._read():
-            pass
-        return self.process.wait(PATIENCE)
-
-    def close(self) -> None:
-        os.close(self._master)
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-    def _read(self) -> bool:
-        ready, _, _ = select.select([self._master], [], [], PATIENCE)
-        assert ready, f"silent: {self.screen[-500:]!r}"
-        try:
-            data = os.read(self._master, 65536)
-        except OSError:  # EIO: nobody has the terminal open any more
-            return False
-        self.screen += data.decode()
-        return bool(data)
-
-
-@pytest.fixture
-def terminal(environ: dict[str, str]) -> Iterator[Any]:
-    """Put commands on terminals."""
-    opened: list[Terminal] = []
-
-    def start(*arguments: str, out: Any = None) -> Terminal:
-        opened.append(Terminal(arguments, environ, out))
-        return opened[-1]
-
-    yield start
-    for one in opened:
-        one.close()
-
-
 def test_ctrl_c_on_a_terminal_deletes_the_job(service: Service, terminal: Any) -> None:
     """The key itself, on a terminal with its moving progress: the job is gone, the code is 130."""
     screen = terminal(*job(service, "forever", *FAST))
@@ -289,3 +209,65 @@ def test_a_terminal_shows_progress_and_a_file_gets_the_outputs(
     assert "\x1b[?25l" in screen.screen  # progress that moves
     assert "dashboard: http://dashboard.example/1" in screen.screen
     assert "SUCCEEDED" in screen.screen
+
+
+@pytest.fixture
+def no_rich(tmp_path: Path) -> None:
+    """An installation without rich, as the commands of a test see it."""
+    (tmp_path / "rich.py").write_text("raise ModuleNotFoundError('No module named rich')")
+
+
+@pytest.mark.usefixtures("no_rich")
+def test_a_job_is_shown_on_a_terminal_without_rich(service: Service, terminal: Any) -> None:
+    """Without the extra a terminal gets a line a change, the end in colour, and nothing moves."""
+    screen = terminal(*job(service, "ok", *FAST))
+    assert screen.end() == 0
+    before, _, outputs = screen.screen.partition("{")
+    assert [re.sub(r"^ +\d+\.\ds ", "", line) for line in before.splitlines()] == [
+        "RUNNING: warming up",
+        "  dashboard: http://dashboard.example/1",
+        "\x1b[32mSUCCEEDED: done\x1b[0m",
+    ]
+    assert json.loads("{" + outputs) == {"n": 3, "s": "ü"}
+
+
+@pytest.mark.usefixtures("no_rich")
+def test_ctrl_c_on_a_terminal_without_rich(service: Service, terminal: Any) -> None:
+    """The key deletes the job without the extra too."""
+    screen = terminal(*job(service, "forever", *FAST))
+    screen.until("RUNNING: still [/going] on")
+    screen.type("\x03")
+    assert screen.end() == 130
+    assert service.job.deleted == ["forever"]
+    assert "interrupted; deleting the job" in screen.screen
+    assert "Traceback" not in screen.screen
+
+
+@pytest.mark.usefixtures("no_rich")
+def test_commands_need_no_rich(service: Service, cli: Cli) -> None:
+    """Whatever a command prints in a pipe is the same without the extra."""
+    run = cli("list", "--endpoint", service.endpoint)
+    assert (run.code, run.err) == (0, "")
+    rows = [re.split("  +", line) for line in run.out.splitlines()]
+    assert ["Job Connector", "job v0", "async"] in rows
+    run = cli("describe", "--endpoint", service.endpoint, "ask")
+    assert (run.code, run.out) == (0, "Ask: sync connector\n  task types: ask v0\n")
+    run = cli(*job(service, "ok", *FAST))
+    assert (run.code, run.json) == (0, {"n": 3, "s": "ü"})
+    assert "\x1b" not in run.err
+
+
+@pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_terminal_that_asks_for_plain_text_gets_it(
+    service: Service,
+    terminal: Any,
+    environ: dict[str, str],
+    variable: dict[str, str],
+    no_rich: None,
+) -> None:
+    """NO_COLOR, and a terminal that understands no colours, are heeded."""
+    environ.update(variable)
+    screen = terminal(*job(service, "ok", *FAST))
+    assert screen.end() == 0
+    assert "SUCCEEDED: done" in screen.screen
+    assert "\x1b" not in screen.screen

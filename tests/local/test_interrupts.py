@@ -100,7 +100,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             stderr=stderr,
             text=True,
             cwd=tmp_path,
-            env={**environ, "TERM": "xterm", "PYTHONPATH": "", "COLUMNS": "100"},
+            env={**environ, "TERM": "xterm", "PYTHONPATH": str(tmp_path), "COLUMNS": "100"},
         )
         running.append(process)
         return process
@@ -111,6 +111,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
             process.kill()
         with contextlib.suppress(ValueError):
             process.communicate()
+
+
+@pytest.fixture(params=["rich", "no rich"])
+def has_rich(request: pytest.FixtureRequest, tmp_path: Path) -> bool:
+    """Whether the processes of a test find rich."""
+    if request.param == "no rich":
+        (tmp_path / "rich.py").write_text("raise ModuleNotFoundError('No module named rich')")
+    return bool(request.param == "rich")
 
 
 def program(kind: str, seconds: float, *more: str) -> tuple[str, ...]:
@@ -255,8 +263,23 @@ def test_a_terminal_gets_a_live_display(start: Start) -> None:
     assert "SUCCEEDED: finished" in last
 
 
-def test_ctrl_c_on_a_terminal_restores_it(start: Start, tmp_path: Path) -> None:
-    """The live display gives way to the words, and the cursor comes back."""
+def test_a_terminal_without_rich_gets_plain_lines(start: Start, tmp_path: Path) -> None:
+    """Where the extra is not installed each change is one line, and the end has its colour."""
+    (tmp_path / "rich.py").write_text("raise ModuleNotFoundError('No module named rich')")
+    shown, code = on_terminal(start, program("Task", 0.3), lambda *_: None)
+    assert code == 0
+    assert [line.split("s ", 1)[-1].strip() for line in shown.splitlines()] == [
+        "RUNNING: busy  [2J",
+        "console: https://backend.example/1",
+        "\x1b[32mSUCCEEDED: finished\x1b[0m",
+    ]
+
+
+@pytest.mark.parametrize("how", [program("Task", 60), command(60)], ids=["task", "command"])
+def test_ctrl_c_on_a_terminal_restores_it(
+    how: tuple[str, ...], has_rich: bool, start: Start, tmp_path: Path
+) -> None:
+    """The live display, if any, gives way to the words, and the cursor comes back."""
     sent = []
 
     def react(process: subprocess.Popen[str], shown: str) -> None:
@@ -264,9 +287,10 @@ def test_ctrl_c_on_a_terminal_restores_it(start: Start, tmp_path: Path) -> None:
             sent.append(True)
             process.send_signal(signal.SIGINT)
 
-    shown, code = on_terminal(start, command(60), react)
-    assert code == 130
+    shown, code = on_terminal(start, how, react)
+    assert code == (130 if how[0] == str(COMMAND) else -signal.SIGINT)
     assert "interrupted; deleting the job" in shown
     assert "the job was deleted" in shown
-    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+    assert ("\x1b[?25l" in shown) is has_rich
+    assert shown.rfind("\x1b[?25h") >= shown.rfind("\x1b[?25l")
     assert (tmp_path / "deleted").read_text() == "once "
