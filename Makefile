@@ -61,7 +61,7 @@ check: install
 
 # Needs uv; the lock is for every platform and Python that we support.
 lock:
-	uv pip compile pyproject.toml --extra duckdb --extra fsspec --extra redis --extra rich --extra dev --universal --python-version 3.11 --generate-hashes --no-header --upgrade --output-file requirements.lock
+	uv pip compile pyproject.toml --extra duckdb --extra fsspec --extra redis --extra rich --extra dev --universal --python-version 3.11 --generate-hashes --no-header --constraint constraints.txt --upgrade --output-file requirements.lock
 
 lock-upstream: .venv-uv/.requirements
 	set -e; for name in uv $(UPSTREAM); do .venv-uv/bin/uv pip compile tests/upstream/$$name.in --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade --output-file tests/upstream/$$name.lock; done

@@ -342,7 +342,7 @@ class Service:
             protocol.add_to_server(server, self._dispatcher)
         introspection.add_to_server(server, self)
         health_service = health_pb2.DESCRIPTOR.services_by_name["Health"]
-        bind(server, health_service, self._health, apart=("Check",))
+        bind(server, health_service, self._health)
         names = (
             *(service.full_name for protocol in spoken for service in protocol.services()),
             introspection.SERVICE.full_name,

@@ -15,7 +15,7 @@ from connector_service.codec.convert import leading, split
 from connector_service.wire.memory import LARGE, give_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
@@ -28,22 +28,18 @@ _INPUTS = {"flyteidl.admin.CreateTaskRequest": 1, "flyteidl2.connector.CreateTas
 _inputs: ContextVar[bytes | memoryview | None] = ContextVar("inputs", default=None)
 
 
-def bind(
-    server: grpc.aio.Server, service: Any, servicer: object, *, apart: Collection[str] = ()
-) -> None:
+def bind(server: grpc.aio.Server, service: Any, servicer: object) -> None:
     """Serve ``service``, as its descriptor has it, with ``servicer``'s methods of those names.
 
-    The methods in ``apart`` have an accept queue each: all others share one, and a burst on one of
-    those would hold up the answers by which the service is judged. The queues are few, since every
-    call of every method pays for each: grpc waits for all of them anew whenever a call comes. The
-    descriptor's class depends on protobuf's implementation.
+    One accept queue for all: registered handlers have one each, and then grpc waits anew for all
+    of them at every call, which costs each call more than a queue of its own ever saved; releases
+    before 1.80 do not serve them at all. What held up such a queue, a connector that blocks the
+    event loop, is moved to a loop of its own by the watchdog. The descriptor's class depends on
+    protobuf's implementation.
     """
     handlers = {
         method.name: _handler(method, getattr(servicer, method.name)) for method in service.methods
     }
-    judged = {name: handlers.pop(name) for name in apart}
-    if judged:
-        server.add_registered_method_handlers(service.full_name, judged)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(service.full_name, handlers),)
     )

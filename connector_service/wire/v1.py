@@ -40,7 +40,7 @@ def add_to_server(server: grpc.aio.Server, dispatcher: Dispatcher) -> None:
     bind(server, _SERVICES["AsyncAgentService"], Jobs(dispatcher, _PROTOCOL, agent_pb2))
     bind(server, _SERVICES["SyncAgentService"], SyncAgent(dispatcher))
     metadata = _SERVICES["AgentMetadataService"]
-    bind(server, metadata, Metadata(dispatcher), apart=("ListAgents",))
+    bind(server, metadata, Metadata(dispatcher))
 
 
 class SyncAgent:

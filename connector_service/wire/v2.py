@@ -36,7 +36,7 @@ def add_to_server(server: grpc.aio.Server, dispatcher: Dispatcher) -> None:
     """Serve Flyte 2's two services on ``server``; it has none for sync tasks."""
     bind(server, _SERVICES["AsyncConnectorService"], Jobs(dispatcher, _PROTOCOL, connector_pb2))
     metadata = _SERVICES["ConnectorMetadataService"]
-    bind(server, metadata, Metadata(dispatcher), apart=("ListConnectors",))
+    bind(server, metadata, Metadata(dispatcher))
 
 
 class Metadata:
