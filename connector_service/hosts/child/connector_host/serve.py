@@ -77,13 +77,10 @@ class Service:
                 )
             }
         for name, handlers in services.items():
-            # Each registered method has an accept queue of its own; generic ones share one, and
-            # a burst of calls would hold up the heartbeat. Old releases have no registered ones.
-            if hasattr(server, "add_registered_method_handlers"):
-                server.add_registered_method_handlers(name, handlers)
-            else:
-                generic = grpc.method_handlers_generic_handler(name, handlers)
-                server.add_generic_rpc_handlers((generic,))
+            # Not as registered methods: some releases of grpcio (1.76) take those and then answer
+            # UNIMPLEMENTED, and the release is the plugins' choice.
+            generic = grpc.method_handlers_generic_handler(name, handlers)
+            server.add_generic_rpc_handlers((generic,))
 
     def _job_handler(self, protocol: str, rpc: str, operation: str) -> Any:
         kind: Any = getattr(self._table.messages[protocol], f"{rpc}Request")
