@@ -15,7 +15,7 @@ __all__ = ["listen", "new_server"]
 
 # Calls that have come and that the loop has not taken up yet. grpc-core refuses some of a burst
 # from 1,000 on by itself, with CANCELLED: our own limits do not count them, and the caller does not
-# learn that it may come again. One that waits costs 16 KB beside its request (grpcio 1.85).
+# learn that it may come again. One that waits costs 16 KB beside its request (grpcio 1.76).
 _MOST_PENDING = 16_384
 
 
