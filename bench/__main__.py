@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import environments, report
 from bench.capacity import capacity
 from bench.cases import CASES
+from bench.endurance import endurance
 from bench.environments import MissingToolError
+from bench.growth import growth, known_jobs
 from bench.instructions import count
 from bench.peers import PEERS
 from bench.quick import quick
 from bench.releases import floor_on
 from bench.rounds import Turns
 from bench.run import Plan, run
+from bench.scale import scale
+from bench.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _TOLERANCE = 0.7  # of a target; a shared machine's noise is within it, a blunder is not
+_RESULTS = Path("bench/results")
 _QUICK = ("floor", "floor-uvloop", "ours")
 
 
@@ -79,6 +85,32 @@ def _releases(arguments: argparse.Namespace) -> int:
     quick(peers, CASES[arguments.case], arguments.seconds, 16)
     for peer in peers:
         print(f"{peer.name:14} {count(peer, CASES[arguments.case]):10,} instructions per call")
+    return 0
+
+
+def _scale(arguments: argparse.Namespace) -> int:
+    found = scale(arguments.calls, arguments.jobs, _say)
+    # Some over the wire; growth makes them all.
+    for kind in ("polled", "created"):
+        found[kind] = known_jobs(kind, (0, arguments.jobs // 10), _say)
+    return _keep("scale", found, arguments.out)
+
+
+def _growth(arguments: argparse.Namespace) -> int:
+    return _keep("growth", growth(arguments.jobs, _say), arguments.out)
+
+
+def _endurance(arguments: argparse.Namespace) -> int:
+    found = endurance(arguments.minutes, arguments.share, _say)
+    code = _keep("endurance", found, arguments.out)
+    return 1 if found["errors"] else code
+
+
+def _keep(name: str, found: dict[str, Any], out: Path) -> int:
+    """Write what was found as JSON, and print it as tables."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    print("\n\n".join(table(title, value) for title, value in found.items()))
     return 0
 
 
@@ -152,6 +184,23 @@ def main() -> int:
     one = commands.add_parser("capacity", help="what the client reaches on a native server")
     one.add_argument("--seconds", type=float, default=2.0)
     one.set_defaults(run=_capacity)
+
+    one = commands.add_parser("scale", help="calls in flight and jobs known: memory, and p99")
+    one.add_argument("--calls", type=int, default=10_000)
+    one.add_argument("--jobs", type=int, default=500_000)
+    one.add_argument("--out", type=Path, default=_RESULTS)
+    one.set_defaults(run=_scale)
+
+    one = commands.add_parser("growth", help="cost by payload, calls in flight, jobs, connectors")
+    one.add_argument("--jobs", type=int, default=500_000)
+    one.add_argument("--out", type=Path, default=_RESULTS)
+    one.set_defaults(run=_growth)
+
+    one = commands.add_parser("endurance", help="minutes of mixed load, and what grows meanwhile")
+    one.add_argument("--minutes", type=float, default=10.0)
+    one.add_argument("--share", type=float, default=0.7, help="of capacity")
+    one.add_argument("--out", type=Path, default=_RESULTS)
+    one.set_defaults(run=_endurance)
 
     arguments = parser.parse_args()
     try:

@@ -74,7 +74,14 @@ class _Health(health_pb2_grpc.HealthServicer):
 
 
 async def _serve(port: int) -> None:
-    server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+    options = (
+        ("grpc.so_reuseport", 0),
+        # By itself grpc-core refuses messages above 4 MB, and bursts of 1,000 calls.
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.server.max_pending_requests", 16_384),
+        ("grpc.server.max_pending_requests_hard_limit", 16_384),
+    )
+    server = grpc.aio.server(options=options)
     agent_pb2_grpc.add_AsyncAgentServiceServicer_to_server(_Jobs1(agent_pb2, execution_pb2), server)
     agent_pb2_grpc.add_SyncAgentServiceServicer_to_server(_Sync(), server)
     service_pb2_grpc.add_AsyncConnectorServiceServicer_to_server(
