@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench import environments, report
 from bench.capacity import capacity
 from bench.cases import CASES
-from bench.endurance import endurance
+from bench.endurance import endurance, missed
 from bench.environments import MissingToolError
 from bench.growth import growth, known_jobs
 from bench.instructions import count
@@ -102,8 +102,10 @@ def _growth(arguments: argparse.Namespace) -> int:
 
 def _endurance(arguments: argparse.Namespace) -> int:
     found = endurance(arguments.minutes, arguments.share, _say)
-    code = _keep("endurance", found, arguments.out)
-    return 1 if found["errors"] else code
+    _keep("endurance", found, arguments.out)
+    for line in missed(found):
+        _say(f"missed: {line}")
+    return 1 if missed(found) else 0
 
 
 def _keep(name: str, found: dict[str, Any], out: Path) -> int:

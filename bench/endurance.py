@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
     from bench.peers import Running
 
-__all__ = ["endurance"]
+__all__ = ["endurance", "missed"]
 
 _SERVE = "from connector_service.cli.main import main; main()"
 _SETTINGS = Path(__file__).parent / "endurance.toml"
-_CALIBRATION = 300.0, 10.0  # calls per second, seconds
+_CALIBRATION = 300.0, 10.0  # calls per second, seconds; of a short run a third
 _CLIENT = 0.9  # of its own core; the client cannot ask for more
+_MOST_GROWTH = 0.05  # of the service's memory, after the warm-up
+_MOST_MORE = 2  # files and threads, of the service and of its children
 _WARM_UP = 120.0  # seconds; of a short run a third
 
 
@@ -51,6 +53,18 @@ def endurance(minutes: float, share: float, say: Callable[[str], None]) -> dict[
         return uvloop.run(_measure(server, minutes * 60, share, say))
 
 
+def missed(found: dict[str, Any]) -> list[str]:
+    """Say what was promised and is not so; what a run of seconds grows by says nothing yet."""
+    lines = [f"{count} times {error}" for error, count in found["errors"].items()]
+    if found["seconds"] < 2 * _WARM_UP:
+        return lines
+    for row in found["growth"]:
+        share = row["of"].endswith("resident")
+        if row["growth"] > _MOST_GROWTH if share else row["end"] - row["warm"] > _MOST_MORE:
+            lines.append(f"{row['of']} grew from {row['warm']:,.0f} to {row['end']:,.0f}")
+    return lines
+
+
 def _command(port: int, metrics: int) -> list[str]:
     where = [f"--port={port}", f"--prometheus-port={metrics}", f"--config={_SETTINGS}"]
     return ["-c", _SERVE, "serve", *where, "--module=bench.connectors_endurance"]
@@ -60,7 +74,7 @@ async def _measure(
     server: Running, seconds: float, share: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
     mix = Mix(server.port)
-    rate, capacity = await _rate(mix, server, share)
+    rate, capacity = await _rate(mix, server, share, seconds / 3)
     say(f"{rate:,.0f} calls per second, of {capacity:,.0f} that its core can do")
     samples: list[Seen] = []
     sampling = asyncio.create_task(_sample(server.pid, samples))
@@ -101,9 +115,10 @@ def _compare(name: str, first: Sequence[Seen], last: Sequence[Seen]) -> dict[str
     return {"of": name, "warm": before, "end": after, "growth": after / before - 1 if before else 0}
 
 
-async def _rate(mix: Mix, server: Running, share: float) -> tuple[float, float]:
+async def _rate(mix: Mix, server: Running, share: float, most: float) -> tuple[float, float]:
     """Return the rate to load with, and how many such calls a second fill the server's core."""
     rate, seconds = _CALIBRATION
+    seconds = min(seconds, most)
     await mix.run(rate, seconds / 2)  # until there are jobs to poll
     capacity = rate
     for _ in range(2):  # a busier server spends less on each call

@@ -106,9 +106,7 @@ def _payloads() -> list[dict[str, Any]]:
             with _connected(servers, loads) as connections:
                 calls = max(8, min(500, 20_000 // size))
                 costs = _costs(servers, connections, calls)
-            single = dict.fromkeys(servers, Load(_CREATE, body, 1))
-            with _connected(servers, single) as connections:
-                peaks = {name: _peak(server, connections[name]) for name, server in servers.items()}
+        peaks = {name: _peak(PEERS[name], body) for name in costs}
         row = {"kilobytes": size, **costs["ours"]._asdict(), "floor": costs["floor"].seconds}
         rows.append(row | {"peak": peaks["ours"], "floor_peak": peaks["floor"]})
     return rows
@@ -212,14 +210,15 @@ def _costs(
     }
 
 
-def _peak(server: Running, connection: Connection) -> int:
-    """Return the bytes by which a server grows above its memory at rest while it takes a call."""
-    peaks = []
-    for _ in range(3):
-        Path(f"/proc/{server.pid}/clear_refs").write_text("5", encoding="ascii")  # its VmHWM
-        before, _ = resident(server.pid)
-        connection.run(calls=1)
-        status = Path(f"/proc/{server.pid}/status").read_text(encoding="ascii")
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-        peaks.append(int(line.split()[1]) * 1024 - before)
-    return max(0, int(statistics.median(peaks)))
+def _peak(peer: Peer, body: Body) -> int:
+    """Return the bytes by which a server that has seen small calls alone grows for one call."""
+    small = Load(_CREATE, CASES["create-1k-1"].make(), 1)
+    with _served({"it": peer}) as servers, _connected(servers, {"it": small}) as warm:
+        warm["it"].run(calls=200)
+        pid = servers["it"].pid
+        Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")  # forget its peak
+        before, _ = resident(pid)
+        with _connected(servers, {"it": Load(_CREATE, body, 1)}):
+            status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return max(0, int(line.split()[1]) * 1024 - before)
