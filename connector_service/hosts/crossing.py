@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Crossing"]
 
+_FLYTE2 = FlyteProtocol.FLYTE2
 _SHORT = 256  # characters of a message that is kept with its phase
 
 
@@ -54,9 +55,11 @@ class Crossing:
         Raises:
             InvalidRequestError: The resource meta, the inputs or the connection do not fit.
         """
-        arguments = {name: reader(call) for name, reader in self._takes}
+        arguments = {}
+        for name, reader in self._takes:
+            arguments[name] = reader(call)
         method = self.method
-        if call.protocol == FlyteProtocol.FLYTE2 or method.demands:
+        if call.protocol == _FLYTE2 or method.demands:
             connection = getattr(call.message, "connection", None)
             if connection is not None or method.demands:
                 arguments.update(_connection(method, connection, self.registration))
@@ -102,10 +105,11 @@ def _inputs(registration: Registration) -> _Reader:
 
 def _meta(registration: Registration) -> _Reader:
     connector: Any = registration.connector
+    decode = connector.metadata_type.decode
 
     def meta(call: Call) -> Any:
         try:
-            return connector.metadata_type.decode(call.message.resource_meta)
+            return decode(call.message.resource_meta)
         except ConnectorServiceError:
             raise
         except Exception as error:

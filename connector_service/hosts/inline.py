@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from connector_service.runtime.call import Call
     from connector_service.runtime.invoker import Invoker
+    from connector_service.runtime.route import Runner
     from connector_service.sdk.registry import Registration, Registry
     from connector_service.sdk.resource import TaskCategory
 
@@ -57,9 +58,24 @@ class InlineHost:
     async def run(self, call: Call) -> Any:
         """Run one operation: create gives bytes, get and do a Resource message, delete nothing."""
         crossing = self._crossing(call)
-        arguments = contain(crossing.read, call)
-        value = await self._invoker.invoke(crossing.method, arguments, call.deadline)
-        return contain(crossing.write, value, call)
+        return await self._invoker.operate(
+            crossing.method, crossing.read, crossing.write, call, call.deadline
+        )
+
+    def prepare(self, category: TaskCategory, operation: Operation) -> Runner:
+        """Return what runs one operation of a category as ``run`` does, until a deadline."""
+        registry, operate = self._registry, self._invoker.operate
+        known: Crossing | None = None
+        seen = -1
+
+        def run(call: Call, deadline: float) -> Awaitable[Any]:
+            nonlocal known, seen
+            if known is None or registry.changes != seen:
+                seen = registry.changes
+                known = self._crossing(call)
+            return operate(known.method, known.read, known.write, call, deadline)
+
+        return run
 
     async def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> None:
         """Send every message of ``get_logs`` as the connector produces it."""

@@ -37,6 +37,7 @@ from connector_service.runtime.known import (
     End,
     Job,
     Trouble,
+    job_id,
     job_key,
     say_unknown,
     say_why,
@@ -52,10 +53,10 @@ if TYPE_CHECKING:
 
     from connector_service.sdk.resource import TaskCategory
 
-    Fetch: TypeAlias = Callable[[float], Awaitable[Any]]
-    Delete: TypeAlias = Callable[[], Awaitable[object]]
+    Fetch: TypeAlias = Callable[[Call, float], Awaitable[Any]]
+    Delete: TypeAlias = Callable[[Call], Awaitable[object]]
 
-__all__ = ["PollEvent", "Polls"]
+__all__ = ["PollEvent", "Polls", "Source"]
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ _IDLE = 86_400.0  # seconds until a job that nobody polls is forgotten
 _LOOK_EVERY = 1.0  # seconds between two looks for such, when there was none
 
 _KNOWN = frozenset(TaskExecution.Phase.values()) - {TaskExecution.UNDEFINED}
+_GOING_ON = frozenset(phase for phase in _KNOWN if not is_terminal_phase(phase))
+_TINY = 128  # bytes of a reply in which nothing can need to be cut
 # Flyte 1's deprecated field, which its client reads where the phase is UNDEFINED. Its zero,
 # RETRYABLE_FAILURE, is also "never set", and is not believed.
 _PHASE_OF_STATE = {
@@ -99,15 +102,29 @@ class PollEvent(StrEnum):
     REMEMBERED = "remembered"  # answered without asking
 
 
-class _Ask(msgspec.Struct):
-    """One poll on its way to the connector, and those who wait for its answer."""
+class Source(msgspec.Struct, frozen=True):
+    """Where a connector's polls go, and what is promised for them; made once for all its jobs.
 
-    key: bytes
-    call: Call
+    ``fetch`` asks the connector, with a deadline of its own. ``delete`` stops the job of a poll
+    when patience runs out. ``permanent`` is as in ``faults.judge``.
+    """
+
     policy: ConnectorSection
     fetch: Fetch
     delete: Delete
-    permanent: Sequence[type[Exception]]
+    permanent: Sequence[type[Exception]] = ()
+
+
+class _Ask(msgspec.Struct):
+    """One poll on its way to the connector, and those who wait for its answer.
+
+    ``job`` is what was known before it, in memory unless there was no room.
+    """
+
+    key: bytes
+    call: Call
+    source: Source
+    job: Job | None
     joined: asyncio.Future[Any] | None = None
     apart: bool = False
 
@@ -139,46 +156,52 @@ class Polls:
         self._logged: dict[TaskCategory, float] = {}
         self._timed_out: dict[TaskCategory | None, float] = {}
 
-    async def poll(
-        self,
-        call: Call,
-        policy: ConnectorSection,
-        fetch: Fetch,
-        delete: Delete,
-        *,
-        permanent: Sequence[type[Exception]] = (),
-    ) -> Any:
+    def poll(self, source: Source, call: Call) -> Awaitable[Any]:
         """Return the job's ``Resource`` in the call's protocol, at the latest at its deadline.
 
-        ``fetch`` asks the connector, with a deadline of its own, ``get_timeout``: callers share its
-        answer. One that can wait so long asks in its own task; when it leaves, the others ask
-        again. For one that can not, a task of its own asks, and goes on without it. ``delete``
-        stops the job when patience runs out. ``permanent`` is as in ``faults.judge``.
+        Callers share an answer: the connector is given ``get_timeout`` for it. One that can wait so
+        long asks in its own task; when it leaves, the others ask again. For one that can not, a
+        task of its own asks, and goes on without it.
 
         Raises:
             CallError: The call cannot be answered at all: not this connector's meta, no such
-                operation. Nothing else that ``fetch`` raises comes out.
+                operation. Nothing else that the source raises comes out.
         """
         now = self._clock()
         if now >= self._look_at:
             self._forget_idle(now)
         key = job_key(call)
+        job = self._jobs.get(key)
+        deadline = call.deadline
+        ask = _Ask(key, call, source, job)
+        if (
+            (deadline is None or deadline - now >= source.policy.get_timeout)
+            and not self._timed_out
+            and (job is None or job.not_before <= now)
+            and key not in self._asking
+            and key not in self._ends.keys
+        ):
+            return self._bring(ask)
+        return self._answer(ask, now)
+
+    async def _answer(self, ask: _Ask, now: float) -> Any:
+        """Answer from memory, with others, or within what the caller can wait."""
+        key, call, timeout = ask.key, ask.call, ask.source.policy.get_timeout
         known = self._remembered(key, call, now)
         if known is not None:
             self._tell(PollEvent.REMEMBERED, call)
             return known
         waits = self._waits(call, now)
-        ask = self._asking.get(key)
-        if ask is not None:
+        asking = self._asking.get(key)
+        if asking is not None:
             self._tell(PollEvent.SHARED, call)
-            answer = await self._join(ask, policy.get_timeout if waits is None else waits)
+            answer = await self._join(asking, timeout if waits is None else waits)
+        elif waits is None or waits >= timeout:
+            return await self._bring(ask)
         else:
-            ask = self._asking[key] = _Ask(key, call, policy, fetch, delete, permanent)
-            if waits is None or waits >= policy.get_timeout:
-                answer = await self._bring(ask)
-            else:
-                self._apart(ask)
-                answer = await self._join(ask, waits)
+            self._asking[key] = ask
+            self._apart(ask)
+            answer = await self._join(ask, waits)
         if answer is None:
             self._tell(PollEvent.ABSORBED, call)
             return self._last_known(call, self._jobs.get(key), "no answer within the deadline")
@@ -222,8 +245,8 @@ class Polls:
         """Remember how a job ended; a large reply is asked for again instead."""
         self._jobs.drop(ask.key)
         reply = resource.SerializeToString()
-        if ask.policy.terminal_retention and len(reply) <= _LARGEST_KEPT:
-            until = self._clock() + ask.policy.terminal_retention
+        if ask.source.policy.terminal_retention and len(reply) <= _LARGEST_KEPT:
+            until = self._clock() + ask.source.policy.terminal_retention
             self._ends.put(ask.key, End(until, reply), _ENTRY + len(reply))
         return resource
 
@@ -254,17 +277,21 @@ class Polls:
         return ask.joined.result() if done else None
 
     async def _bring(self, ask: _Ask) -> Any:
-        """Ask in this task, for all who join; an exception is returned."""
+        """Ask in this task, for all who join; apart from any caller an exception is returned."""
+        if self._asking.setdefault(ask.key, ask) is not ask:  # another was awaited first
+            return await self._answer(ask, self._clock())
+        source = ask.source
         try:
             try:
                 try:
-                    resource = await ask.fetch(self._clock() + ask.policy.get_timeout)
+                    deadline = self._clock() + source.policy.get_timeout
+                    resource = await source.fetch(ask.call, deadline)
                 except Exception as error:  # noqa: BLE001 - every fault is judged
                     answer = await self._failed(ask, error)
                 else:
                     answer = self._answered(ask, resource)
             except Exception:  # noqa: BLE001 - ours, or one that fails when looked at
-                _log.exception("a poll could not be judged", extra={"job": ask.key.hex()})
+                _log.exception("a poll could not be judged", extra={"job": job_id(ask.key)})
                 answer = self._last_known(ask.call, self._jobs.get(ask.key), "the service erred")
         except BaseException:
             if ask.joined is None or ask.apart:
@@ -273,6 +300,11 @@ class Polls:
                 self._apart(ask)
             raise
         self._settle(ask, answer)
+        if isinstance(answer, BaseException) and not ask.apart:
+            try:
+                raise answer
+            finally:
+                del answer  # as above
         return answer
 
     def _apart(self, ask: _Ask) -> None:
@@ -290,7 +322,19 @@ class Polls:
     def _answered(self, ask: _Ask, resource: Any) -> Any:
         if self._timed_out:
             self._timed_out.pop(ask.call.category, None)
-        if resource.phase not in _KNOWN:
+        phase, job = resource.phase, ask.job
+        if (  # nothing new, as with most polls
+            job is not None
+            and job.phase == phase
+            and phase in _GOING_ON
+            and resource.ByteSize() <= _TINY
+            and job.message == resource.message
+            and job.trouble is None
+            and not ask.source.policy.min_poll_interval
+        ):
+            job.seen = job.known_at = self._clock()
+            return resource
+        if phase not in _KNOWN:
             self._tell(PollEvent.UNMAPPED, ask.call)
             state = getattr(resource, "state", 0)
             resource = copy.copy(resource)  # it may be the connector's own, and answer again
@@ -317,7 +361,7 @@ class Polls:
         if len(message) > LONGEST_TEXT // 4:  # few are: it is their bytes that count
             message = elide(message, LONGEST_TEXT)
         job = self._jobs.get(ask.key)
-        least = ask.policy.min_poll_interval
+        least = ask.source.policy.min_poll_interval
         if (
             job is None
             or least
@@ -342,7 +386,7 @@ class Polls:
             return self._answered(
                 ask, MESSAGES[call.protocol].resource(phase=TaskExecution.UNDEFINED, message=text)
             )
-        verdict = judge(error, ask.permanent, wall=self._wall)
+        verdict = judge(error, ask.source.permanent, wall=self._wall)
         if verdict.fault is Fault.REFUSED:
             return error
         if verdict.fault is Fault.GONE:
@@ -355,9 +399,9 @@ class Polls:
             return self._end(ask, settle.failure(call.protocol, error))
         job = self._troubled(ask, error, verdict.fault is Fault.BUG, verdict.retry_after)
         trouble: Any = job.trouble
-        grace = ask.policy.unknown_status_grace
+        grace = ask.source.policy.unknown_status_grace
         if trouble.waited >= grace or (
-            trouble.is_bug and trouble.waited_for_bug >= ask.policy.bug_grace
+            trouble.is_bug and trouble.waited_for_bug >= ask.source.policy.bug_grace
         ):
             return await self._give_up(ask, job, error)
         self._tell(PollEvent.ABSORBED, call)
@@ -380,7 +424,7 @@ class Polls:
         trouble.seen = job.seen = now
         job.trouble = trouble
         pause = min(retry_after or 0.0, _LONGEST_PAUSE)
-        job.not_before = now + max(pause, ask.policy.min_poll_interval)
+        job.not_before = now + max(pause, ask.source.policy.min_poll_interval)
         self._log_trouble(ask, trouble, error, now)
         trouble.why = say_why(error, trouble.incident)
         self._keep(ask.key, job)
@@ -402,7 +446,7 @@ class Polls:
             "gave a job up",
             extra={
                 "task_type": call.category.name if call.category else "",
-                "job": ask.key.hex(),
+                "job": job_id(ask.key),
                 "deleted": deleted,
                 "reason": text,
             },
@@ -411,15 +455,15 @@ class Polls:
 
     async def _delete(self, ask: _Ask) -> bool:
         try:
-            async with asyncio.timeout(ask.policy.delete_timeout):
-                await ask.delete()
+            async with asyncio.timeout(ask.source.policy.delete_timeout):
+                await ask.source.delete(ask.call)
         except Exception as error:  # noqa: BLE001 - as well as can be
-            if judge(error, ask.permanent).fault is Fault.GONE:
+            if judge(error, ask.source.permanent).fault is Fault.GONE:
                 return True
             self._tell(PollEvent.ORPHANED, ask.call)
             _log.warning(
                 "could not delete a job that was given up",
-                extra={"job": ask.key.hex(), "reason": say_why(error)},
+                extra={"job": job_id(ask.key), "reason": say_why(error)},
             )
             return False
         return True
@@ -442,7 +486,7 @@ class Polls:
 
     def _log_trouble(self, ask: _Ask, trouble: Trouble, error: Exception, now: float) -> None:
         category = ask.call.category
-        facts = {"task_type": category.name if category else "", "job": ask.key.hex()}
+        facts = {"task_type": category.name if category else "", "job": job_id(ask.key)}
         if trouble.is_bug:
             if trouble.logged is None or now - trouble.logged >= _LOG_BUG_EVERY:
                 trouble.logged = now

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
 from connector_service.errors import ConnectorNotFoundError, UnsupportedOperationError
 from connector_service.runtime import envelope
 from connector_service.runtime.call import Call, Outcome, Status
-from connector_service.runtime.guarantees import run_sync
+from connector_service.runtime.envelope import MAGIC
+from connector_service.runtime.guarantees import unguarded
 from connector_service.runtime.hooks import OK, UNKNOWN_TASK_TYPE, CallRecord, Hooks
-from connector_service.runtime.route import Routes
+from connector_service.runtime.route import Plan, Routes
 from connector_service.sdk.method import Operation
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from connector_service.config import ConnectorSection
     from connector_service.runtime.guarantees import Guarantees
+    from connector_service.runtime.hooks import Kind
     from connector_service.runtime.route import Host, Route
 
 __all__ = ["Dispatcher"]
@@ -72,35 +75,65 @@ class Dispatcher:
 
     def dispatch(self, call: Call) -> Awaitable[Outcome]:
         """Answer one call, whatever happens on the way; only a caller who left raises."""
-        return self._observed(call, self._run)
+        route = self.routes.find(call.category)
+        if (
+            route is None
+            or call.problem is not None
+            or (call.operation in _ON_JOBS and call.message.resource_meta.startswith(MAGIC))
+        ):
+            return self._observed(
+                call, route, functools.partial(self._without_host, route=route), None
+            )
+        plan = route.plans.get((call.protocol, call.operation)) or self._plan(route, call)
+        return self._observed(call, route, plan.run, plan.kind)
 
     def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> Awaitable[Outcome]:
         """Answer one call with many messages, each given to ``send`` as it comes."""
+        route = self.routes.find(call.category)
 
-        async def run(call: Call, route: Route | None) -> None:
-            route = self._known(call, route)
+        async def run(call: Call) -> None:
+            known = self._known(call, route)
             if envelope.holds(call.message.resource_meta):
                 _from_envelope(call)
-            elif self._guarantees is None or not route.policy.guarantees:
-                await route.host.stream(call, send)
+            elif self._guarantees is None or not known.policy.guarantees:
+                await known.host.stream(call, send)
             else:
-                await self._guarantees.stream(route, call, send)
+                await self._guarantees.stream(known, call, send)
 
-        return self._observed(call, run)
+        return self._observed(call, route, run, None)
+
+    def _plan(self, route: Route, call: Call) -> Plan:
+        """Put together how calls like this one are answered and counted."""
+        protocol, operation = call.protocol, call.operation
+        run = (
+            unguarded(route)
+            if self._guarantees is None
+            else self._guarantees.prepare(route, operation)
+        )
+        kind = None
+        if operation not in _WITH_INPUTS:  # of those, the bytes are counted too
+            kind = self._hooks.kind(protocol, operation, route.category.name)
+        plan = route.plans[protocol, operation] = Plan(run, kind)
+        return plan
 
     async def _observed(
-        self, call: Call, run: Callable[[Call, Route | None], Awaitable[Any]]
+        self,
+        call: Call,
+        route: Route | None,
+        run: Callable[[Call], Awaitable[Any]],
+        kind: Kind | None,
     ) -> Outcome:
         started = time.perf_counter()
-        protocol, operation = call.protocol, call.operation
-        self._hooks.started(protocol, operation)
-        route = self.routes.find(call.category)
+        if kind is None:
+            self._hooks.started(call.protocol, call.operation)
+        else:
+            kind.entered += 1
         status = _OK
         error: BaseException | None = None
         try:
             if call.problem is not None:
                 raise call.problem  # noqa: TRY301 - refused, logged and counted as any other
-            return Outcome(await run(call, route))
+            return Outcome(await run(call))
         except Exception as caught:  # noqa: BLE001 - every error has a status
             error = caught
             status = self._classify(caught, call)
@@ -110,32 +143,37 @@ class Dispatcher:
             status = self._classify(caught, call)
             raise
         finally:
-            self._hooks.ended(
-                CallRecord(
-                    protocol,
-                    operation,
-                    _label(call) if route is None else route.category.name,
-                    status.code,
-                    time.perf_counter() - started,
-                    _input_bytes(call) if operation in _WITH_INPUTS else None,
-                    status.details,
-                    status.incident,
-                    error,
-                )
-            )
+            seconds = time.perf_counter() - started
+            if kind is not None and status is _OK and not any(loud() for loud in kind.loud):
+                kind.well(seconds)
+            else:
+                self._tell(call, route, seconds, status, error)
             # The traceback of `error` holds this frame: a cycle that would hold the request.
             error = None
 
-    def _run(self, call: Call, route: Route | None) -> Awaitable[Any]:
-        if route is None or (
-            call.operation in _ON_JOBS and envelope.holds(call.message.resource_meta)
-        ):
-            return self._without_host(call, route)
-        if self._guarantees is None:
-            return run_sync(route, call, route.host.run)
-        return self._guarantees.run(route, call)
+    def _tell(
+        self,
+        call: Call,
+        route: Route | None,
+        seconds: float,
+        status: Status,
+        error: BaseException | None,
+    ) -> None:
+        self._hooks.ended(
+            CallRecord(
+                call.protocol,
+                call.operation,
+                _label(call) if route is None else route.category.name,
+                status.code,
+                seconds,
+                _input_bytes(call) if call.operation in _WITH_INPUTS else None,
+                status.details,
+                status.incident,
+                error,
+            )
+        )
 
-    async def _without_host(self, call: Call, route: Route | None) -> Any:
+    async def _without_host(self, call: Call, *, route: Route | None) -> Any:
         """Answer what no host need be asked: about connectors, and about jobs in envelopes."""
         if call.operation is Operation.LIST:
             return self.routes.agents

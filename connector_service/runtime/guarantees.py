@@ -27,7 +27,7 @@ from flyteidl2.connector import connector_pb2
 from connector_service.codec.convert import FlyteProtocol
 from connector_service.errors import AuthorError, ConnectorNotFoundError, GoneError
 from connector_service.runtime import envelope, settle
-from connector_service.runtime.absorb import Polls
+from connector_service.runtime.absorb import Polls, Source
 from connector_service.runtime.call import Call
 from connector_service.runtime.hooks import Happening
 from connector_service.runtime.once import CreateOnce, idempotency_key
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from connector_service.runtime.route import Route
     from connector_service.sdk.resource import TaskCategory
 
-__all__ = ["Guarantees", "run_sync"]
+__all__ = ["Guarantees", "unguarded"]
 
 
 class Guarantees:
@@ -71,7 +71,6 @@ class Guarantees:
         self._routes: Mapping[TaskCategory, Route] = {}
         self._promised: Mapping[str, Callable[[Route, Call], Awaitable[Any]]] = {
             Operation.CREATE: self._create,
-            Operation.GET: self._get,
             Operation.DELETE: self._delete,
             Operation.DO: self._do,
         }
@@ -98,11 +97,13 @@ class Guarantees:
         """Delete the orphans that are due, without waiting for the next round; count them."""
         return await self._sweeper.sweep()
 
-    def run(self, route: Route, call: Call) -> Awaitable[Any]:
-        """Answer one call about a job or a task as promised."""
+    def prepare(self, route: Route, operation: str) -> Callable[[Call], Awaitable[Any]]:
+        """Put together what answers a route's calls about jobs or tasks as promised."""
         if not route.policy.guarantees:
-            return run_sync(route, call, route.host.run)
-        return self._promised.get(call.operation, self._attempt)(route, call)
+            return unguarded(route)
+        if operation == Operation.GET:
+            return functools.partial(self._polls.poll, self._source(route))
+        return functools.partial(self._promised.get(operation, self._attempt), route)
 
     async def stream(
         self, route: Route, call: Call, send: Callable[[Any], Awaitable[None]]
@@ -134,17 +135,20 @@ class Guarantees:
         self._metas.inspect(route.category, meta)
         return meta
 
-    def _get(self, route: Route, call: Call) -> Awaitable[Any]:
-        return self._polls.poll(
-            call,
-            route.policy,
-            functools.partial(self._fetch, route, call),
-            functools.partial(self._delete_polled, route, call),
-            permanent=route.permanent,
-        )
+    def _source(self, route: Route) -> Source:
+        bulkhead, run = route.bulkhead, route.runner(Operation.GET)
 
-    def _fetch(self, route: Route, call: Call, deadline: float) -> Awaitable[Any]:
-        return self._enter(route, msgspec.structs.replace(call, deadline=deadline))
+        async def fetch(call: Call, deadline: float) -> Any:
+            since = bulkhead.enter(deadline)
+            if since is None:
+                since = await bulkhead.wait(deadline)
+            try:
+                return await run(call, deadline)
+            finally:
+                bulkhead.leave(since)
+
+        delete = functools.partial(self._delete_polled, route)
+        return Source(route.policy, fetch, delete, route.permanent)
 
     async def _delete_polled(self, route: Route, call: Call) -> None:
         await self._delete(route, _deleting(route, call))
@@ -208,6 +212,11 @@ class Guarantees:
 
     def _tell(self, kind: str, category: TaskCategory, detail: str = "") -> None:
         self._hooks.happened(Happening(kind, category.name, str(detail)))
+
+
+def unguarded(route: Route) -> Callable[[Call], Awaitable[Any]]:
+    """Return what answers a route's calls with nothing promised for them."""
+    return functools.partial(run_sync, route, run=route.host.run)
 
 
 async def run_sync(route: Route, call: Call, run: Callable[[Call], Awaitable[Any]]) -> Any:

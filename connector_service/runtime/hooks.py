@@ -10,7 +10,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["OK", "UNKNOWN_TASK_TYPE", "CallRecord", "Happening", "Hook", "Hooks"]
+__all__ = ["OK", "UNKNOWN_TASK_TYPE", "CallRecord", "Happening", "Hook", "Hooks", "Kind"]
 
 OK = "OK"
 # A name that a caller made up must not become a metric label: 500 of them are 2,500 series.
@@ -51,6 +51,23 @@ class Happening(msgspec.Struct, frozen=True, gc=False):
     amount: float = 1.0
 
 
+class Kind:
+    """The calls of one protocol, operation and task type: counted in place of being told.
+
+    Whoever answers them adds one to ``entered`` for each, and calls ``well`` with the seconds of
+    one that ended well; any other is told to the hooks as a record. One that ended well is told
+    as a record too, and not to ``well``, while any of ``loud`` says so.
+    """
+
+    __slots__ = ("entered", "loud", "well")
+
+    def __init__(self, well: Callable[[float], None]) -> None:
+        """Take what counts a call that ended well."""
+        self.entered = 0
+        self.well = well
+        self.loud: tuple[Callable[[], bool], ...] = ()
+
+
 class Hook:
     """A listener; override what you want to hear. What it raises is logged and dropped."""
 
@@ -63,15 +80,39 @@ class Hook:
     def happened(self, happening: Happening) -> None:
         """Hear what the guarantees did; from any thread."""
 
+    def kind(self, protocol: str, operation: str, task_type: str) -> Kind | None:
+        """Return what counts such calls, if this hook counts; one hook of a service does."""
+
+    def loud(self, operation: str) -> Callable[[], bool]:  # noqa: ARG002 - some tell by it
+        """Return what tells whether this hook would hear of a call that ended well, now."""
+        return _always
+
 
 class Hooks:
     """The listeners of one service, told in their order."""
 
     def __init__(self, hooks: Sequence[Hook]) -> None:
         """Take the hooks; they never change afterwards, nor do their methods."""
+        self._hooks = tuple(hooks)
         self._started = _listening(hooks, "started")
         self._ended = _listening(hooks, "ended")
         self._happened = _listening(hooks, "happened")
+
+    def kind(self, protocol: str, operation: str, task_type: str) -> Kind | None:
+        """Return what counts such calls; None where a listener must be told of every one."""
+        found = [
+            (hook, kind)
+            for hook in self._hooks
+            if (kind := hook.kind(protocol, operation, task_type)) is not None
+        ]
+        if len(found) != 1:
+            return None
+        counting, kind = found[0]
+        others = [hook for hook in self._hooks if hook is not counting]
+        if _listening(others, "started"):
+            return None
+        kind.loud = tuple(hook.loud(operation) for hook in others if _listening([hook], "ended"))
+        return kind
 
     def started(self, protocol: str, operation: str) -> None:
         """Tell every hook that a call has come in."""
@@ -96,6 +137,10 @@ class Hooks:
                 hear(happening)
             except Exception:  # noqa: BLE001 - a listener never fails a call
                 _log.exception("A hook failed: %s.happened", hook)
+
+
+def _always() -> bool:
+    return True
 
 
 def _listening(hooks: Sequence[Hook], event: str) -> tuple[tuple[str, Callable[..., None]], ...]:

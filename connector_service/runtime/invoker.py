@@ -68,6 +68,34 @@ class Invoker:
         make = functools.partial(method.function, **arguments)
         return self._held(deadline, functools.partial(lane.loop.run, make))
 
+    def operate(
+        self,
+        method: Method,
+        read: Callable[[Any], Mapping[str, Any]],
+        write: Callable[[Any, Any], Any],
+        call: Any,
+        deadline: float | None,
+    ) -> Awaitable[Any]:
+        """Run one method on what ``read`` makes of a call, and ``write`` what it returns.
+
+        Both may run connector code, of its resource meta. Raises as ``invoke``.
+        """
+        lane = self._lanes.get(id(getattr(method.function, "__self__", method.function)))
+        if method.style is Style.COROUTINE and lane is not None and lane.loop is None:
+            return self._held(deadline, method.function, _NONE, read, write, call)
+        return self._operate(method, read, write, call, deadline)
+
+    async def _operate(
+        self,
+        method: Method,
+        read: Callable[[Any], Mapping[str, Any]],
+        write: Callable[[Any, Any], Any],
+        call: Any,
+        deadline: float | None,
+    ) -> Any:
+        value = await self.invoke(method, contain(read, call), deadline)
+        return contain(write, value, call)
+
     async def iterate(
         self, method: Method, arguments: Mapping[str, Any], deadline: float | None = None
     ) -> AsyncGenerator[Any, None]:
@@ -139,6 +167,9 @@ class Invoker:
         deadline: float | None,
         make: Callable[..., Awaitable[Any]],
         arguments: Mapping[str, Any] = _NONE,
+        read: Callable[[Any], Mapping[str, Any]] | None = None,
+        write: Callable[[Any, Any], Any] | None = None,
+        call: Any = None,
     ) -> Any:
         """Await connector code; hold it to its deadline, and what would end the process in it."""
         task = self._alarms.task()
@@ -153,7 +184,9 @@ class Invoker:
             slot[mark] = task
         token = DEADLINE.set(deadline)
         try:
-            return await make(**arguments)
+            if read is None or write is None:
+                return await make(**arguments)
+            return write(await make(**read(call)), call)
         except Exception as error:
             # Some libraries turn the cancellation that a deadline is into an error of their own.
             if mark is not None and mark not in slot:

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from connector_service.runtime.call import Call
     from connector_service.sdk.resource import TaskCategory
 
-__all__ = ["LONGEST_TEXT", "End", "Job", "Trouble", "job_key", "say_unknown", "say_why"]
+__all__ = ["LONGEST_TEXT", "End", "Job", "Trouble", "job_id", "job_key", "say_unknown", "say_why"]
 
 LONGEST_TEXT = 512  # bytes of a last message, and of a reason
+# Bytes. A key that is short is its own; what is longer is digested, which takes a microsecond.
+_LONGEST_KEY = 96
+_DIGEST = 16
 
 
 class Trouble(msgspec.Struct, gc=False):
@@ -95,16 +98,29 @@ def job_key(call: Call) -> bytes:
     """
     message = call.message
     meta: bytes = message.resource_meta
-    digest = _begun(call.protocol, call.category).copy()
-    digest.update(b"%d:%b%b" % (len(meta), meta, message.output_prefix.encode()))
+    said = b"%b%d:%b%b" % (
+        _begun(call.protocol, call.category),
+        len(meta),
+        meta,
+        message.output_prefix.encode(),
+    )
     if call.protocol == FlyteProtocol.FLYTE2 and message.HasField("connection"):
         # No UTF-8 holds this byte, so the prefix ends where it seems to.
-        digest.update(b"\xff" + message.connection.SerializeToString(deterministic=True))
-    key: bytes = digest.digest()
-    return key
+        said += b"\xff" + message.connection.SerializeToString(deterministic=True)
+        return _digest(said)  # secrets are not kept
+    return said if len(said) <= _LONGEST_KEY else _digest(said)
+
+
+def job_id(key: bytes) -> str:
+    """Name a job in a log line; a key may hold its resource meta."""
+    return (key if len(key) == _DIGEST else _digest(key)).hex()
 
 
 @functools.lru_cache(4096)
-def _begun(protocol: str, category: TaskCategory | None) -> Any:
-    """Begin a key with what the jobs of one category have in common."""
-    return hashlib.blake2b(f"{protocol}\0{category}\0".encode(), digest_size=16)
+def _begun(protocol: str, category: TaskCategory | None) -> bytes:
+    """Begin a key with what the jobs of one category have in common; longer than a digest."""
+    return _digest(f"{protocol}\0{category}\0".encode()) + b":"
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=_DIGEST).digest()

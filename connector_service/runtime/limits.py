@@ -103,7 +103,10 @@ class Bulkhead:
         """Give a slot back that was held ``since`` then."""
         now = self._clock()
         self._mean += _WEIGHT * (now - since - self._mean)
-        self._hand_over(now)
+        if self._waiters:
+            self._hand_over(now)
+        else:
+            self._running -= 1
 
     @contextlib.asynccontextmanager
     async def entered(self, deadline: float | None) -> AsyncIterator[None]:

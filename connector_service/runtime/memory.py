@@ -23,6 +23,8 @@ class Memory(Generic[V]):
         self._most = weight
         self._weight = 0
         self._values: OrderedDict[bytes, tuple[V, int]] = OrderedDict()
+        # Which keys there are, to be looked at without counting as used.
+        self.keys = self._values.keys()
 
     def __len__(self) -> int:
         return len(self._values)

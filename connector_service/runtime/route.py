@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import msgspec
 from flyteidl.admin.agent_pb2 import Agent
 
 from connector_service.config import ConnectorSection
@@ -13,12 +14,17 @@ from connector_service.runtime.limits import Bulkhead
 from connector_service.sdk.method import Operation
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
+    from typing import TypeAlias
 
     from connector_service.runtime.call import Call
+    from connector_service.runtime.hooks import Kind
     from connector_service.sdk.resource import TaskCategory
 
-__all__ = ["Conflict", "Host", "Route", "Routes", "Served"]
+    # Runs a call until a deadline, whatever the call's own is.
+    Runner: TypeAlias = Callable[[Call, float], Awaitable[Any]]
+
+__all__ = ["Conflict", "Host", "Plan", "Route", "Routes", "Served"]
 
 
 class Served(NamedTuple):
@@ -30,7 +36,11 @@ class Served(NamedTuple):
 
 
 class Host(Protocol):
-    """Runs the operations of some task categories; ``hosts`` has the kinds there are."""
+    """Runs the operations of some task categories; ``hosts`` has the kinds there are.
+
+    One that can find things out before a call comes has ``prepare(category, operation)`` too, which
+    returns a ``Runner``.
+    """
 
     name: str
 
@@ -48,6 +58,13 @@ class Host(Protocol):
 
     async def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> None:
         """Run one operation that answers with many messages, and send each."""
+
+
+class Plan(NamedTuple):
+    """How a route's calls of one protocol and operation are answered; made at the first of them."""
+
+    run: Callable[[Call], Awaitable[Any]]
+    kind: Kind | None
 
 
 class Route:
@@ -69,6 +86,7 @@ class Route:
         self.policy = policy
         self.bulkhead = Bulkhead(served.name, policy.concurrency, policy.queue)
         self.streams = Bulkhead(f"{served.name}'s logs", policy.concurrency, policy.queue)
+        self.plans: dict[tuple[str, str], Plan] = {}
         self._caps = {
             Operation.CREATE: policy.create_timeout,
             Operation.GET: policy.get_timeout,
@@ -81,6 +99,16 @@ class Route:
         """Return when the call is answered at the latest: the client's deadline or our cap."""
         cap = time.monotonic() + self._caps[call.operation]
         return cap if call.deadline is None else min(call.deadline, cap)
+
+
+    def runner(self, operation: Operation) -> Runner:
+        """Return what has the host run an operation, found once."""
+        prepare = getattr(self.host, "prepare", None)
+        if prepare is not None:
+            prepared: Runner = prepare(self.category, operation)
+            return prepared
+        run = self.host.run
+        return lambda call, deadline: run(msgspec.structs.replace(call, deadline=deadline))
 
 
 class Conflict(NamedTuple):

@@ -53,6 +53,7 @@ class Registry:
     def __init__(self) -> None:
         self._by_category: Mapping[TaskCategory, Registration] = {}
         self._agents: Mapping[str, agent_pb2.Agent] = {}
+        self.changes = 0  # how often it has changed: what was resolved stands until then
         self._changing = threading.Lock()
 
     def __len__(self) -> int:
@@ -148,6 +149,7 @@ class Registry:
         ordered = {category: by_category[category] for category in sorted(by_category)}
         self._agents = _describe(ordered.values())
         self._by_category = ordered
+        self.changes += 1
 
 
 class ConnectorRegistry:

@@ -7,19 +7,20 @@ is scraped are those that its ``Counter``, ``Summary``, ``Histogram`` and ``Gaug
 
 from __future__ import annotations
 
+import functools
 import time
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from connector_service.runtime.hooks import OK
+from connector_service.runtime.hooks import OK, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from connector_service.runtime.hooks import CallRecord
 
@@ -58,6 +59,20 @@ class CallMeter(Collector):
         self._running: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._times: dict[tuple[str, str, str, str], _Times] = {}
         self._inputs: dict[str, _Sum] = {}
+        self._kinds: dict[tuple[str, str, str], _Counted] = {}
+
+    def kind(self, protocol: str, operation: str, task_type: str) -> Kind:
+        """Return what counts such calls as ``started`` and ``ended`` do, in two steps less."""
+        key = (protocol, operation, task_type)
+        if key not in self._kinds:
+            self._kinds[key] = _Counted(functools.partial(self._timed, (*key, OK)))
+        return self._kinds[key]
+
+    def _timed(self, key: tuple[str, str, str, str]) -> _Times:
+        times = self._times.get(key)
+        if times is None:
+            times = self._times[key] = _Times()
+        return times
 
     def started(self, protocol: str, operation: str) -> None:
         """Count a call in."""
@@ -68,9 +83,7 @@ class CallMeter(Collector):
         protocol, operation, seconds = record.protocol, record.operation, record.seconds
         self._running[protocol, operation] -= 1
         key = (protocol, operation, record.task_type, record.code)
-        times = self._times.get(key)
-        if times is None:
-            times = self._times[key] = _Times()
+        times = self._timed(key)
         times.cells[bisect_left(_BOUNDS, seconds)] += 1
         times.seconds += seconds
         if record.input_bytes is not None:
@@ -142,7 +155,10 @@ class CallMeter(Collector):
             duration.add_sample(f"{name}_created", labels, created)
         yield duration
         running = Metric("connector_service_requests_in_flight", "Calls being answered.", "gauge")
-        for (protocol, operation), count in list(self._running.items()):
+        counts = Counter(dict(self._running))
+        for (protocol, operation, _), kind in list(self._kinds.items()):
+            counts[protocol, operation] += kind.entered - kind.left
+        for (protocol, operation), count in counts.items():
             labels = {"protocol": str(protocol), "operation": str(operation)}
             running.add_sample("connector_service_requests_in_flight", labels, float(count))
         yield running
@@ -160,6 +176,26 @@ class _Times:
 
     def read(self) -> list[int]:
         return list(self.cells)
+
+
+class _Counted(Kind):
+    """The calls of one kind; their times begin to exist with the first that ended well."""
+
+    __slots__ = ("_find", "_times", "left")
+
+    def __init__(self, find: Callable[[], _Times]) -> None:
+        super().__init__(self._well)
+        self.left = 0
+        self._find = find
+        self._times: _Times | None = None
+
+    def _well(self, seconds: float) -> None:
+        times = self._times
+        if times is None:
+            times = self._times = self._find()
+        self.left += 1
+        times.cells[bisect_left(_BOUNDS, seconds)] += 1
+        times.seconds += seconds
 
 
 class _Sum:

@@ -17,6 +17,8 @@ from connector_service.runtime.hooks import OK, Hook
 from connector_service.sdk.secrets import redact
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from connector_service.config import Log
     from connector_service.runtime.hooks import CallRecord
 
@@ -90,10 +92,14 @@ class JsonFormatter(logging.Formatter):
 class LogHook(Hook):
     """Writes what became of each call: failures always, events at info, polls at debug."""
 
+    def loud(self, operation: str) -> Callable[[], bool]:
+        """Return what tells whether such calls are written when they end well."""
+        return functools.partial(_log.isEnabledFor, _level(operation))
+
     def ended(self, record: CallRecord) -> None:
         """Write one record."""
         if record.code == OK:
-            level = logging.INFO if record.operation in _EVENTS else logging.DEBUG
+            level = _level(record.operation)
         elif record.code == "CANCELLED":
             level = logging.INFO
         else:
@@ -114,6 +120,10 @@ class LogHook(Hook):
             },
             exc_info=record.error if record.incident else None,
         )
+
+
+def _level(operation: str) -> int:
+    return logging.INFO if operation in _EVENTS else logging.DEBUG
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:

@@ -147,6 +147,7 @@ class MetricsHook(Hook):
         self._polls = functools.cache(metrics.polls.labels)  # of all that happens, this is often
         self.started = metrics.calls.started  # type: ignore[method-assign] # no step in between
         self.ended = metrics.calls.ended  # type: ignore[method-assign]
+        self.kind = metrics.calls.kind  # type: ignore[method-assign]
 
     def happened(self, happening: Happening) -> None:
         """Count what the guarantees did."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from connector_service.codec.convert import leading, split
 from connector_service.wire.memory import LARGE, give_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
@@ -66,10 +67,21 @@ def _handler(method: MethodDescriptor, function: Any) -> grpc.RpcMethodHandler[A
         (True, True): grpc.stream_stream_rpc_method_handler,
     }[method.client_streaming, method.server_streaming]
     return make(
-        function,
+        _Answer(function),
         request_deserializer=_reader(method.input_type),
         response_serializer=GetMessageClass(method.output_type).SerializeToString,
     )
+
+
+class _Answer(functools.partial[Any]):
+    """A servicer's method, which grpc asks at every call whether it is to be awaited.
+
+    The first of its questions is whether it has ``__await__``; without it there are six more.
+    """
+
+    def __await__(self) -> Iterator[Any]:
+        """Be awaited by nobody: it is called, and what it returns is awaited."""
+        raise TypeError("Call it and await what it returns.")
 
 
 def _reader(kind: Descriptor) -> Callable[[bytes], Any]:

@@ -27,6 +27,7 @@ __all__ = ["Jobs", "about", "read_deadline", "started"]
 
 _MARGIN = 0.25  # seconds for the answer to reach the client before its deadline
 _MARGIN_SHARE = 0.1  # of a short deadline
+_GET = Operation.GET
 _category = functools.lru_cache(1024)(TaskCategory)
 
 
@@ -44,6 +45,7 @@ class Jobs:
         self._protocol = protocol
         self._messages: Any = messages
         self._get_response = self._messages.GetTaskResponse
+        self._dispatch = dispatcher.dispatch
 
     async def CreateTask(self, request: Any, context: Context) -> Any:
         """Start a job."""
@@ -53,7 +55,7 @@ class Jobs:
 
     async def GetTask(self, request: Any, context: Context) -> Any:
         """Poll a job."""
-        outcome = await self._dispatcher.dispatch(self._on_job(Operation.GET, request, context))
+        outcome = await self._dispatch(self._on_job(_GET, request, context))
         if outcome.status is not None:
             await refuse(context, outcome.status)
         return self._get_response(resource=outcome.value)
@@ -78,9 +80,13 @@ class Jobs:
     def _on_job(self, operation: Operation, request: Any, context: Context) -> Call:
         """Read the task category, or Flyte 1's deprecated task type where there is none."""
         given = request.task_category
-        category = _category(given.name, given.version)
-        if not category.name:
-            category = _category(getattr(request, "task_type", ""))
+        name = given.name
+        if name:
+            category = _category(name, given.version)
+            return Call(
+                self._protocol, operation, category, request, None, read_deadline(context)
+            )
+        category = _category(getattr(request, "task_type", ""))
         return _call(self._protocol, operation, category, request, context)
 
 

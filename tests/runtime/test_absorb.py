@@ -25,7 +25,7 @@ from connector_service.errors import (
     UnavailableError,
     UnsupportedOperationError,
 )
-from connector_service.runtime.absorb import PollEvent, Polls
+from connector_service.runtime.absorb import PollEvent, Polls, Source
 from connector_service.runtime.call import Call
 from connector_service.sdk.method import Operation
 from connector_service.sdk.resource import TaskCategory, convert_to_flyte_phase
@@ -60,14 +60,14 @@ class Scene:
             wall=lambda: MIDNIGHT + self.now,
         )
 
-    async def fetch(self, deadline: float) -> Any:
+    async def fetch(self, _call: Call, deadline: float) -> Any:
         self.fetches += 1
         assert deadline == self.now + self.policy.get_timeout
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
-    async def delete(self) -> None:
+    async def delete(self, _call: Call) -> None:
         self.deletes += 1
         if self.delete_raises is not None:
             raise self.delete_raises
@@ -77,9 +77,8 @@ class Scene:
         request = GetTaskRequest(resource_meta=job.encode(), output_prefix="mem://out")
         call = Call("flyteidl", Operation.GET, FAKE, request)
         call = msgspec.structs.replace(call, **changes)
-        return await self.polls.poll(
-            call, self.policy, self.fetch, self.delete, permanent=self.permanent
-        )
+        source = Source(self.policy, self.fetch, self.delete, self.permanent)
+        return await self.polls.poll(source, call)
 
     async def poll_for(self, seconds: float, every: float = 30.0) -> Any:
         """Poll as the client does until a time has passed or the job has ended."""
@@ -325,10 +324,10 @@ class Held(Scene):
         self.asked = asyncio.Event()
         self.go = asyncio.Event()
 
-    async def fetch(self, deadline: float) -> Any:
+    async def fetch(self, call: Call, deadline: float) -> Any:
         self.asked.set()
         await self.go.wait()
-        return await super().fetch(deadline)
+        return await super().fetch(call, deadline)
 
 
 async def test_identical_polls_share_one_call() -> None:
