@@ -40,14 +40,18 @@ _SHORT = 256  # characters of a message that is kept with its phase
 class Crossing:
     """How calls of one operation reach one connector's method; what never changes, found once."""
 
-    __slots__ = ("_takes", "_write", "method", "registration")
+    __slots__ = ("_takes", "method", "registration", "write")
 
     def __init__(self, registration: Registration, method: Method) -> None:
         """Take the connector and the method."""
         self.method = method
         self.registration = registration
         self._takes = tuple((name, _READERS[name](registration)) for name in method.takes)
-        self._write: _Writer = _WRITERS.get(method.operation, _write_nothing)
+        # Writes what the method returned to a call: bytes for create, nothing for delete, else a
+        # message. Raises AuthorError where that is not what the operation returns.
+        self.write: Callable[[Any, Call], Any] = functools.partial(
+            _WRITERS.get(method.operation, _write_nothing), registration
+        )
 
     def read(self, call: Call) -> dict[str, Any]:
         """Read what the method takes.
@@ -64,14 +68,6 @@ class Crossing:
             if connection is not None or method.demands:
                 arguments.update(_connection(method, connection, self.registration))
         return arguments
-
-    def write(self, value: Any, call: Call) -> Any:
-        """Write what a method returned: bytes for create, nothing for delete, else a message.
-
-        Raises:
-            AuthorError: It is not what the operation returns.
-        """
-        return self._write(self.registration, value, call)
 
     def write_item(self, item: Any, call: Call) -> Message:
         """Write one message of a log; raises as ``write``."""
@@ -194,8 +190,14 @@ def _write_meta(registration: Registration, value: Any, call: Call) -> bytes:
 
 
 def _write_resource(registration: Registration, value: Any, call: Call) -> Message:
-    if type(value) is Resource and _is_bare(value):
-        return _bare(call.protocol, value.phase, value.message)
+    if (
+        type(value) is Resource
+        and value.outputs is None
+        and not value.log_links
+        and not value.custom_info
+        and len(message := value.message or "") <= _SHORT
+    ):
+        return _bare(call.protocol, value.phase, message)
     if not isinstance(value, Resource):
         return _message(MESSAGES[call.protocol].resource, registration, value, call)
     starts = call.operation is Operation.DO
@@ -208,17 +210,8 @@ def _write_resource(registration: Registration, value: Any, call: Call) -> Messa
         raise AuthorError(f"{registration.connector.name}: {error}") from error
 
 
-def _is_bare(value: Resource) -> bool:
-    return (
-        value.outputs is None
-        and not value.log_links
-        and not value.custom_info
-        and len(value.message or "") <= _SHORT
-    )
-
-
 @functools.lru_cache(1024)
-def _bare(protocol: str, phase: Any, message: str | None) -> Message:
+def _bare(protocol: str, phase: Any, message: str) -> Message:
     """Make a resource that is a phase and a text; the same message for the same, never changed."""
     return MESSAGES[protocol].resource(phase=phase, message=message)
 

@@ -295,11 +295,15 @@ class Polls:
                 answer = self._last_known(ask.call, self._jobs.get(ask.key), "the service erred")
         except BaseException:
             if ask.joined is None or ask.apart:
-                self._settle(ask, None)
+                del self._asking[ask.key]
+                if ask.joined is not None:
+                    ask.joined.set_result(None)
             else:  # its own caller has left, others have not
                 self._apart(ask)
             raise
-        self._settle(ask, answer)
+        del self._asking[ask.key]
+        if ask.joined is not None:
+            ask.joined.set_result(answer)
         if isinstance(answer, BaseException) and not ask.apart:
             try:
                 raise answer
@@ -313,11 +317,6 @@ class Polls:
         task = asyncio.create_task(self._bring(ask))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _settle(self, ask: _Ask, answer: Any) -> None:
-        del self._asking[ask.key]
-        if ask.joined is not None:
-            ask.joined.set_result(answer)
 
     def _answered(self, ask: _Ask, resource: Any) -> Any:
         if self._timed_out:

@@ -75,7 +75,7 @@ class Dispatcher:
 
     def dispatch(self, call: Call) -> Awaitable[Outcome]:
         """Answer one call, whatever happens on the way; only a caller who left raises."""
-        route = self.routes.find(call.category)
+        route = self.routes.by_category.get(call.category)  # type: ignore[arg-type] # none is None
         if (
             route is None
             or call.problem is not None
@@ -89,7 +89,7 @@ class Dispatcher:
 
     def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> Awaitable[Outcome]:
         """Answer one call with many messages, each given to ``send`` as it comes."""
-        route = self.routes.find(call.category)
+        route = self.routes.by_category.get(call.category)  # type: ignore[arg-type] # as above
 
         async def run(call: Call) -> None:
             known = self._known(call, route)
@@ -144,7 +144,7 @@ class Dispatcher:
             raise
         finally:
             seconds = time.perf_counter() - started
-            if kind is not None and status is _OK and not any(loud() for loud in kind.loud):
+            if kind is not None and status is _OK and not kind.loud():
                 kind.well(seconds)
             else:
                 self._tell(call, route, seconds, status, error)

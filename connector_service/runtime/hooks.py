@@ -56,7 +56,7 @@ class Kind:
 
     Whoever answers them adds one to ``entered`` for each, and calls ``well`` with the seconds of
     one that ended well; any other is told to the hooks as a record. One that ended well is told
-    as a record too, and not to ``well``, while any of ``loud`` says so.
+    as a record too, and not to ``well``, while ``loud`` says so.
     """
 
     __slots__ = ("entered", "loud", "well")
@@ -65,7 +65,7 @@ class Kind:
         """Take what counts a call that ended well."""
         self.entered = 0
         self.well = well
-        self.loud: tuple[Callable[[], bool], ...] = ()
+        self.loud: Callable[[], bool] = _never
 
 
 class Hook:
@@ -111,7 +111,11 @@ class Hooks:
         others = [hook for hook in self._hooks if hook is not counting]
         if _listening(others, "started"):
             return None
-        kind.loud = tuple(hook.loud(operation) for hook in others if _listening([hook], "ended"))
+        loud = [hook.loud(operation) for hook in others if _listening([hook], "ended")]
+        if len(loud) == 1:
+            kind.loud = loud[0]
+        elif loud:
+            kind.loud = lambda: any(each() for each in loud)
         return kind
 
     def started(self, protocol: str, operation: str) -> None:
@@ -141,6 +145,10 @@ class Hooks:
 
 def _always() -> bool:
     return True
+
+
+def _never() -> bool:
+    return False
 
 
 def _listening(hooks: Sequence[Hook], event: str) -> tuple[tuple[str, Callable[..., None]], ...]:

@@ -80,10 +80,10 @@ class Invoker:
 
         Both may run connector code, of its resource meta. Raises as ``invoke``.
         """
-        lane = self._lanes.get(id(getattr(method.function, "__self__", method.function)))
-        if method.style is Style.COROUTINE and lane is not None and lane.loop is None:
-            return self._held(deadline, method.function, _NONE, read, write, call)
-        return self._operate(method, read, write, call, deadline)
+        lane = self._lane(method)
+        if method.style is not Style.COROUTINE or lane.loop is not None:
+            return self._operate(method, read, write, call, deadline)
+        return self._held(deadline, method.function, _NONE, read, write, call)
 
     async def _operate(
         self,

@@ -139,22 +139,18 @@ class Routes(Mapping["TaskCategory", Route]):
         self._hosts = tuple(hosts)
         self._offered = offered
         self._policies = policies
-        self._routes: Mapping[TaskCategory, Route] = {}
+        self.by_category: Mapping[TaskCategory, Route] = {}
         self.agents: tuple[Agent, ...] = ()
         self.refresh()
 
     def __getitem__(self, category: TaskCategory) -> Route:
-        return self._routes[category]
-
-    def find(self, category: TaskCategory | None) -> Route | None:
-        """Return a category's route, if there is one."""
-        return self._routes.get(category)  # type: ignore[arg-type] # no key is None
+        return self.by_category[category]
 
     def __iter__(self) -> Iterator[TaskCategory]:
-        return iter(self._routes)
+        return iter(self.by_category)
 
     def __len__(self) -> int:
-        return len(self._routes)
+        return len(self.by_category)
 
     def refresh(self) -> tuple[Conflict, ...]:
         """Read what the hosts serve now, and return what several of them offer.
@@ -175,12 +171,12 @@ class Routes(Mapping["TaskCategory", Route]):
                 others = tuple(other.name for other, _ in given if other is not host)
                 conflicts.append(Conflict(category, host.name, others))
             routes[category] = self._route(category, host, served)
-        self._routes = routes
+        self.by_category = routes
         self.agents = tuple(self._listed())
         return tuple(conflicts)
 
     def _route(self, category: TaskCategory, host: Host, served: Served) -> Route:
-        known = self._routes.get(category)
+        known = self.by_category.get(category)
         if known is not None and known.host is host and known.served == served:
             return known
         policy = self._policies.get(category.name, ConnectorSection())
@@ -188,7 +184,7 @@ class Routes(Mapping["TaskCategory", Route]):
 
     def _listed(self) -> Iterator[Agent]:
         """Yield each host's connectors with the categories that it really serves."""
-        served = {(c.name, c.version): route.host for c, route in self._routes.items()}
+        served = {(c.name, c.version): route.host for c, route in self.by_category.items()}
         for host in self._hosts:
             for agent in host.agents():
                 own = [
