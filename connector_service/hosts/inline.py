@@ -55,10 +55,10 @@ class InlineHost:
         """Stand back where another host is preferred."""
         return False
 
-    async def run(self, call: Call) -> Any:
+    def run(self, call: Call) -> Awaitable[Any]:
         """Run one operation: create gives bytes, get and do a Resource message, delete nothing."""
         crossing = self._crossing(call)
-        return await self._invoker.operate(
+        return self._invoker.operate(
             crossing.method, crossing.read, crossing.write, call, call.deadline
         )
 

@@ -125,8 +125,10 @@ class Guarantees:
         until = time.monotonic() + route.policy.create_limit
         call = msgspec.structs.replace(call, idempotency_key=key, deadline=until)
         try:
-            meta: bytes = await run_sync(
-                route, call, functools.partial(self._attempt, route, begin_by=deadline)
+            meta: bytes = await (
+                run_sync(route, call, functools.partial(self._attempt, route, begin_by=deadline))
+                if route.is_sync
+                else self._attempt(route, call, deadline)
             )
         except Exception as error:
             if settle.final_fault(error, route.permanent):

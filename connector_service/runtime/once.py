@@ -14,7 +14,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from connector_service.errors import DeadlineError, LedgerDownError, UnavailableError
@@ -184,29 +184,48 @@ class CreateOnce:
         if key:
             self._running[key] = running
         work = self._make(running, run) if key else self._make_freely(running, run)
-        running.task = asyncio.create_task(work, name=f"create-{category}")
-        self._tasks.add(running.task)
-        running.task.add_done_callback(self._tasks.discard)
+        running.task = self._go_on(work)
         # A task that was cancelled before its first step runs no `finally` of its own.
         running.task.add_done_callback(running.ended)
         return running
 
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run what must end though every caller leaves."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
     async def _wait(self, running: _Running, deadline: float | None) -> bytes:
         """Wait for the answer as one of its callers, no longer than the deadline."""
         remaining = None if deadline is None else deadline - self._clock()
-        running.enter()
+        turn = running.enter()
+        timer = None
         try:
-            done, _ = await asyncio.wait({running.answer}, timeout=remaining)
-            if not done:
-                raise running.late()
-            meta = running.answer.result()
+            if turn is not None:
+                if remaining is not None:
+                    timer = asyncio.get_running_loop().call_later(remaining, _give_up, turn)
+                if await turn and not running.answered:
+                    raise running.late()
+            meta = running.answer()
             running.taken = True
             return meta
         finally:
-            running.leave()
-            if running.deserted and running.cancellable and running.task is not None:
-                self._remove(running)
-                running.task.cancel()
+            if timer is not None:
+                timer.cancel()
+            running.leave(turn)
+            if running.deserted:
+                self._deserted(running)
+
+    def _deserted(self, running: _Running) -> None:
+        """See to a create whose last caller has gone, with the answer or without it."""
+        if running.cancellable and running.task is not None:
+            self._remove(running)
+            running.task.cancel()
+        elif running.handed_out is not None:
+            self._remove(running)  # from here on a repeat asks the ledger
+            if not running.taken and running.handed_out:
+                self._go_on(self._withdraw(running, running.handed_out))
 
     def _remove(self, running: _Running) -> None:
         if self._running.get(running.key) is running:
@@ -218,7 +237,7 @@ class CreateOnce:
         try:
             running.settle(await run(""))
         except Exception as error:  # noqa: BLE001 - the caller gets it
-            running.fail(error)
+            running.settle(error)
 
     async def _make(self, running: _Running, run: Run) -> None:
         """Bring one key to its answer, and see the answer handed out or owed."""
@@ -233,7 +252,7 @@ class CreateOnce:
                 found = await self._record(running, meta)
             await self._hand_out(running, found)
         except Exception as error:  # noqa: BLE001 - every caller gets it
-            running.fail(error)
+            running.settle(error)
         finally:
             self._remove(running)
 
@@ -341,16 +360,19 @@ class CreateOnce:
                 raise _held()
             stands = found
         if not running.deserted:
+            running.handed_out = stands.delivery
             running.settle(stands.meta)
-            await running.left.wait()
+            return  # the last of them to go does what is left to be done
         self._remove(running)  # from here on a repeat asks the ledger
         if not running.taken and stands.delivery:
-            try:
-                await self._ledger.withdraw(
-                    running.key, stands.delivery, running.limits.orphan_grace
-                )
-            except LedgerDownError as error:
-                _log.exception("orphan_not_noted", extra={"key": running.key, "why": error.public})
+            await self._withdraw(running, stands.delivery)
+
+    async def _withdraw(self, running: _Running, delivery: int) -> None:
+        """Note that nobody took the answer: the job is to be deleted."""
+        try:
+            await self._ledger.withdraw(running.key, delivery, running.limits.orphan_grace)
+        except LedgerDownError as error:
+            _log.exception("orphan_not_noted", extra={"key": running.key, "why": error.public})
 
     def _say_down(self, error: LedgerDownError) -> None:
         now = self._clock()
@@ -369,46 +391,67 @@ class _Running:
         self.key = key
         self.limits = limits
         self.owner = owner
-        self.answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self.left = asyncio.Event()
         self.task: asyncio.Task[Any] | None = None
         self.taken = False
         self.reserved = False
         self.creating = False
         self.recording = False
         self.cancellable = False
+        # The number of the hand-out, once callers have been given the answer.
+        self.handed_out: int | None = None
+        self._answer: bytes | Exception | None = None
         self._callers = 0
+        self._turns: list[asyncio.Future[bool]] = []  # of those who wait; True is out of time
 
     @property
     def deserted(self) -> bool:
         return self._callers == 0
 
-    def enter(self) -> None:
+    @property
+    def answered(self) -> bool:
+        return self._answer is not None
+
+    def enter(self) -> asyncio.Future[bool] | None:
+        """Count a caller, and return what it is to wait for, if there is no answer yet."""
         self._callers += 1
-        self.left.clear()
+        if self._answer is not None:
+            return None
+        turn = asyncio.get_running_loop().create_future()
+        self._turns.append(turn)
+        return turn
 
-    def leave(self) -> None:
+    def leave(self, turn: asyncio.Future[bool] | None) -> None:
         self._callers -= 1
-        if self.deserted:
-            self.left.set()
+        if self._answer is None and turn is not None:
+            self._turns.remove(turn)
 
-    def settle(self, meta: bytes) -> None:
-        if not self.answer.done():
-            self.answer.set_result(meta)
+    def answer(self) -> bytes:
+        if isinstance(self._answer, bytes):
+            return self._answer
+        raise _cut_short() if self._answer is None else self._answer
 
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-            self.answer.exception()  # read, or asyncio complains of one that nobody waited for
+    def settle(self, answer: bytes | Exception) -> None:
+        if self._answer is not None:
+            return
+        self._answer = answer
+        for turn in self._turns:
+            if not turn.done():
+                turn.set_result(False)
+        self._turns.clear()
 
     def ended(self, _task: asyncio.Task[None]) -> None:
-        if not self.answer.done():
-            self.fail(_cut_short())
+        if self._answer is None:
+            self.settle(_cut_short())
 
     def late(self) -> Exception:
         if self.key and not self.creating:
             return _held()
         return DeadlineError("The create did not end within the call's deadline; it goes on.")
+
+
+def _give_up(turn: asyncio.Future[bool]) -> None:
+    if not turn.done():
+        turn.set_result(True)
 
 
 def _held() -> UnavailableError:

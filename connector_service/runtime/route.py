@@ -53,7 +53,7 @@ class Host(Protocol):
     def prefers(self, category: TaskCategory) -> bool:
         """Tell whether it shall serve ``category`` though another host offers it too."""
 
-    async def run(self, call: Call) -> Any:
+    def run(self, call: Call) -> Awaitable[Any]:
         """Run one operation and answer in the protocol that the call came in."""
 
     async def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> None:

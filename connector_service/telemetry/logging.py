@@ -28,6 +28,7 @@ _log = logging.getLogger("connector_service.calls")
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _MASK = "***"
+_SIMPLE = frozenset({str, int, float, bool, type(None)})
 # Every character at which some reader of text begins a new line.
 _LINE_BREAK = re.compile(r"[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # Creating and deleting are events in a job's life; polls are too many for the default level.
@@ -66,7 +67,9 @@ class TextFormatter(logging.Formatter):
         level = record.levelname.lower()
         line = f"{_time(record)} {level:<7} {record.name}: {record.getMessage()}{facts}"
         # What a caller wrote must not begin a line of its own.
-        line = _LINE_BREAK.sub(lambda found: ascii(found[0])[1:-1], redact(line))
+        line = redact(line)
+        if not line.isprintable():
+            line = _LINE_BREAK.sub(lambda found: ascii(found[0])[1:-1], line)
         trace = _trace(record)
         return f"{line}\n{redact(trace)}" if trace else line
 
@@ -85,8 +88,9 @@ class JsonFormatter(logging.Formatter):
         if trace := _trace(record):
             fields["traceback"] = trace
         facts = {**fields, **_facts(record), **fields}  # no fact replaces what every line has
-        masked = {key: _masked(value, key) for key, value in facts.items()}
-        return msgspec.json.encode(masked).decode()
+        if not _plain(facts):
+            facts = {key: _masked(value, key) for key, value in facts.items()}
+        return msgspec.json.encode(facts).decode()
 
 
 class LogHook(Hook):
@@ -106,20 +110,20 @@ class LogHook(Hook):
             level = logging.ERROR if record.code == "INTERNAL" else logging.WARNING
         if not _log.isEnabledFor(level):
             return
-        _log.log(
-            level,
-            "call",
-            extra={
-                "operation": str(record.operation),
-                "task_type": record.task_type,
-                "code": record.code,
-                "milliseconds": round(record.seconds * 1000, 1),
-                "protocol": record.protocol,
-                "incident": record.incident,
-                "details": record.details,
-            },
-            exc_info=record.error if record.incident else None,
+        error = record.error if record.incident else None
+        trace = None if error is None else (type(error), error, error.__traceback__)
+        # Made here and not by `log()`, which would look for its caller through the whole stack.
+        made = logging.LogRecord(_log.name, level, __file__, 0, "call", (), trace, "ended")
+        vars(made).update(
+            operation=str(record.operation),
+            task_type=record.task_type,
+            code=record.code,
+            milliseconds=round(record.seconds * 1000, 1),
+            protocol=record.protocol,
+            incident=record.incident,
+            details=record.details,
         )
+        _log.handle(made)
 
 
 def _level(operation: str) -> int:
@@ -138,6 +142,14 @@ def _trace(record: logging.LogRecord) -> str:
     if not record.exc_info or record.exc_info[1] is None:
         return record.exc_text or ""  # a child's: it comes as text
     return "".join(traceback.format_exception(*record.exc_info)).rstrip()
+
+
+def _plain(facts: Mapping[str, Any]) -> bool:
+    """Tell, by one look at all of them, that there is nothing to mask or escape in any."""
+    if any(type(value) not in _SIMPLE or _names_secret(key) for key, value in facts.items()):
+        return False
+    texts = "\n".join(value for value in facts.values() if type(value) is str)
+    return texts.isascii() and redact(texts) == texts
 
 
 def _masked(value: Any, key: str) -> Any:
