@@ -195,9 +195,9 @@ def _write_resource(registration: Registration, value: Any, call: Call) -> Messa
         and value.outputs is None
         and not value.log_links
         and not value.custom_info
-        and len(message := value.message or "") <= _SHORT
+        and len(text := value.message or "") <= _SHORT
     ):
-        return _bare(call.protocol, value.phase, message)
+        return _bare(call.protocol, value.phase, text)
     if not isinstance(value, Resource):
         return _message(MESSAGES[call.protocol].resource, registration, value, call)
     starts = call.operation is Operation.DO

@@ -6,8 +6,9 @@ cannot be answered is answered with what was known, until patience runs out.
 
 All of this is memory of one process, bounded, and lost when it ends: a restart, or another
 replica, begins with RUNNING and with fresh patience. An entry costs about 500 bytes (measured
-with 500,000 jobs and messages of 40 characters: 252 MB, 311 MB while all of them fail); that many,
-the number that the client itself remembers, are kept at most.
+with 500,000 jobs and messages of 40 characters: 252 MB, 311 MB while all of them fail), and up
+to 80 more where its key is short enough to be kept as it is; that many, the number that the client
+itself remembers, are kept at most.
 """
 
 from __future__ import annotations
@@ -19,18 +20,13 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Sequence
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from flyteidl.core.execution_pb2 import TaskExecution
 
 from connector_service.codec.convert import MESSAGES
-from connector_service.config import ConnectorSection
 from connector_service.errors import AuthorError, BackendError, DeadlineError
 from connector_service.runtime import settle
-from connector_service.runtime.call import Call
 from connector_service.runtime.faults import Fault, is_unmapped_state, judge
 from connector_service.runtime.known import (
     LONGEST_TEXT,
@@ -43,18 +39,16 @@ from connector_service.runtime.known import (
     say_why,
 )
 from connector_service.runtime.memory import Memory
+from connector_service.runtime.poll import Ask, PollEvent, Source
 from connector_service.runtime.sizes import bound, elide
 from connector_service.sdk.resource import is_terminal_phase
 from connector_service.sdk.secrets import redact
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from typing import TypeAlias
 
+    from connector_service.runtime.call import Call
     from connector_service.sdk.resource import TaskCategory
-
-    Fetch: TypeAlias = Callable[[Call, float], Awaitable[Any]]
-    Delete: TypeAlias = Callable[[Call], Awaitable[object]]
 
 __all__ = ["PollEvent", "Polls", "Source"]
 
@@ -91,44 +85,6 @@ _PHASE_OF_STATE = {
 }
 
 
-class PollEvent(StrEnum):
-    """What became of a poll, where the connector's answer alone does not say it."""
-
-    ABSORBED = "absorbed"  # a fault was answered with the last phase known
-    GAVE_UP = "gave_up"  # patience ran out
-    ORPHANED = "orphaned"  # ... and the job could not be deleted
-    UNMAPPED = "unmapped"  # UNDEFINED, an unknown number or an unknown word became RUNNING
-    SHARED = "shared"  # joined a call that was already on its way
-    REMEMBERED = "remembered"  # answered without asking
-
-
-class Source(msgspec.Struct, frozen=True):
-    """Where a connector's polls go, and what is promised for them; made once for all its jobs.
-
-    ``fetch`` asks the connector, with a deadline of its own. ``delete`` stops the job of a poll
-    when patience runs out. ``permanent`` is as in ``faults.judge``.
-    """
-
-    policy: ConnectorSection
-    fetch: Fetch
-    delete: Delete
-    permanent: Sequence[type[Exception]] = ()
-
-
-class _Ask(msgspec.Struct):
-    """One poll on its way to the connector, and those who wait for its answer.
-
-    ``job`` is what was known before it, in memory unless there was no room.
-    """
-
-    key: bytes
-    call: Call
-    source: Source
-    job: Job | None
-    joined: asyncio.Future[Any] | None = None
-    apart: bool = False
-
-
 class Polls:
     """Answers polls: from the connector, from memory, or with what was known last.
 
@@ -150,7 +106,7 @@ class Polls:
         self._wall = wall
         self._jobs: Memory[Job] = Memory(most_jobs, _MOST_STATE)
         self._ends: Memory[End] = Memory(most_jobs, _MOST_ENDS)
-        self._asking: dict[bytes, _Ask] = {}
+        self._asking: dict[bytes, Ask] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._look_at = 0.0
         self._logged: dict[TaskCategory, float] = {}
@@ -173,7 +129,7 @@ class Polls:
         key = job_key(call)
         job = self._jobs.get(key)
         deadline = call.deadline
-        ask = _Ask(key, call, source, job)
+        ask = Ask(key, call, source, job)
         if (
             (deadline is None or deadline - now >= source.policy.get_timeout)
             and not self._timed_out
@@ -184,7 +140,7 @@ class Polls:
             return self._bring(ask)
         return self._answer(ask, now)
 
-    async def _answer(self, ask: _Ask, now: float) -> Any:
+    async def _answer(self, ask: Ask, now: float) -> Any:
         """Answer from memory, with others, or within what the caller can wait."""
         key, call, timeout = ask.key, ask.call, ask.source.policy.get_timeout
         known = self._remembered(key, call, now)
@@ -241,7 +197,7 @@ class Polls:
         weight = _ENTRY + len(job.message) + len(job.reply or b"")
         self._jobs.put(key, job, weight)
 
-    def _end(self, ask: _Ask, resource: Any) -> Any:
+    def _end(self, ask: Ask, resource: Any) -> Any:
         """Remember how a job ended; a large reply is asked for again instead."""
         self._jobs.drop(ask.key)
         reply = resource.SerializeToString()
@@ -269,14 +225,14 @@ class Polls:
             left = _HURRY if left is None else min(left, _HURRY)
         return left
 
-    async def _join(self, ask: _Ask, waits: float) -> Any:
+    async def _join(self, ask: Ask, waits: float) -> Any:
         """Wait for what another task brings; None is no answer in time."""
         if ask.joined is None:
             ask.joined = asyncio.get_running_loop().create_future()
         done, _ = await asyncio.wait({ask.joined}, timeout=waits)
         return ask.joined.result() if done else None
 
-    async def _bring(self, ask: _Ask) -> Any:
+    async def _bring(self, ask: Ask) -> Any:
         """Ask in this task, for all who join; apart from any caller an exception is returned."""
         if self._asking.setdefault(ask.key, ask) is not ask:  # another was awaited first
             return await self._answer(ask, self._clock())
@@ -311,14 +267,14 @@ class Polls:
                 del answer  # as above
         return answer
 
-    def _apart(self, ask: _Ask) -> None:
+    def _apart(self, ask: Ask) -> None:
         """Ask in a task of its own, which goes on when those who wait have left."""
         ask.apart = True
         task = asyncio.create_task(self._bring(ask))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _answered(self, ask: _Ask, resource: Any) -> Any:
+    def _answered(self, ask: Ask, resource: Any) -> Any:
         if self._timed_out:
             self._timed_out.pop(ask.call.category, None)
         phase, job = resource.phase, ask.job
@@ -354,7 +310,7 @@ class Polls:
         self._note(ask, resource)
         return resource
 
-    def _note(self, ask: _Ask, resource: Any) -> None:
+    def _note(self, ask: Ask, resource: Any) -> None:
         """Remember the phase of a job that goes on."""
         now, phase, message = self._clock(), resource.phase, resource.message
         if len(message) > LONGEST_TEXT // 4:  # few are: it is their bytes that count
@@ -377,7 +333,7 @@ class Polls:
         else:  # nothing new
             job.seen = job.known_at = now
 
-    async def _failed(self, ask: _Ask, error: Exception) -> Any:
+    async def _failed(self, ask: Ask, error: Exception) -> Any:
         """Answer for a poll that failed: with an end, with patience, or with the error itself."""
         call = ask.call
         if is_unmapped_state(error):
@@ -406,9 +362,7 @@ class Polls:
         self._tell(PollEvent.ABSORBED, call)
         return self._last_known(call, job, trouble.why)
 
-    def _troubled(
-        self, ask: _Ask, error: Exception, is_bug: bool, retry_after: float | None
-    ) -> Job:
+    def _troubled(self, ask: Ask, error: Exception, is_bug: bool, retry_after: float | None) -> Job:
         """Note one more poll that told nothing."""
         now = self._clock()
         job = self._jobs.get(ask.key) or Job(seen=now)
@@ -429,7 +383,7 @@ class Polls:
         self._keep(ask.key, job)
         return job
 
-    async def _give_up(self, ask: _Ask, job: Job, error: Exception) -> Any:
+    async def _give_up(self, ask: Ask, job: Job, error: Exception) -> Any:
         """End a job whose status nobody could tell for too long."""
         call = ask.call
         self._tell(PollEvent.GAVE_UP, call)
@@ -452,7 +406,7 @@ class Polls:
         )
         return self._end(ask, self._retryable(call, text, error))
 
-    async def _delete(self, ask: _Ask) -> bool:
+    async def _delete(self, ask: Ask) -> bool:
         try:
             async with asyncio.timeout(ask.source.policy.delete_timeout):
                 await ask.source.delete(ask.call)
@@ -483,7 +437,7 @@ class Polls:
         )
         return bound(resource)
 
-    def _log_trouble(self, ask: _Ask, trouble: Trouble, error: Exception, now: float) -> None:
+    def _log_trouble(self, ask: Ask, trouble: Trouble, error: Exception, now: float) -> None:
         category = ask.call.category
         facts = {"task_type": category.name if category else "", "job": job_id(ask.key)}
         if trouble.is_bug:

@@ -83,7 +83,7 @@ class Hook:
     def kind(self, protocol: str, operation: str, task_type: str) -> Kind | None:
         """Return what counts such calls, if this hook counts; one hook of a service does."""
 
-    def loud(self, operation: str) -> Callable[[], bool]:  # noqa: ARG002 - some tell by it
+    def loud(self, operation: str) -> Callable[[], bool]:
         """Return what tells whether this hook would hear of a call that ended well, now."""
         return _always
 

@@ -100,7 +100,6 @@ class Route:
         cap = time.monotonic() + self._caps[call.operation]
         return cap if call.deadline is None else min(call.deadline, cap)
 
-
     def runner(self, operation: Operation) -> Runner:
         """Return what has the host run an operation, found once."""
         prepare = getattr(self.host, "prepare", None)

@@ -83,9 +83,7 @@ class Jobs:
         name = given.name
         if name:
             category = _category(name, given.version)
-            return Call(
-                self._protocol, operation, category, request, None, read_deadline(context)
-            )
+            return Call(self._protocol, operation, category, request, None, read_deadline(context))
         category = _category(getattr(request, "task_type", ""))
         return _call(self._protocol, operation, category, request, context)
 
