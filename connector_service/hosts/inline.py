@@ -71,8 +71,9 @@ class InlineHost:
         def run(call: Call, deadline: float) -> Awaitable[Any]:
             nonlocal known, seen
             if known is None or registry.changes != seen:
-                seen = registry.changes
+                changes = registry.changes
                 known = self._crossing(call)
+                seen = changes
             return operate(known.method, known.read, known.write, call, deadline)
 
         return run
