@@ -28,6 +28,7 @@ from connector_service.sdk.secrets import mask
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from connector_service.runtime.batch import Batches
     from connector_service.runtime.call import Call
     from connector_service.sdk.registry import Registration
 
@@ -40,12 +41,14 @@ _SHORT = 256  # characters of a message that is kept with its phase
 class Crossing:
     """How calls of one operation reach one connector's method; what never changes, found once."""
 
-    __slots__ = ("_takes", "method", "registration", "write")
+    __slots__ = ("_takes", "method", "registration", "together", "write")
 
     def __init__(self, registration: Registration, method: Method) -> None:
         """Take the connector and the method."""
         self.method = method
         self.registration = registration
+        # How polls are answered many at a time, where the connector can.
+        self.together: tuple[Crossing, Batches] | None = None
         self._takes = tuple((name, _READERS[name](registration)) for name in method.takes)
         # Writes what the method returned to a call: bytes for create, nothing for delete, else a
         # message. Raises AuthorError where that is not what the operation returns.
@@ -144,6 +147,7 @@ _READERS: Mapping[str, Callable[[Registration], _Reader]] = {
     "idempotency_key": _as(lambda call: call.idempotency_key),
     "task_execution_metadata": _reread("task_execution_metadata"),
     "resource_meta": _meta,
+    "resource_metas": _meta,  # each call brings one
     "queries": _as(lambda call: list(call.message.queries)),
     "start_time": _as(lambda call: _time(call.message, "start_time")),
     "end_time": _as(lambda call: _time(call.message, "end_time")),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Any
 
 from connector_service.errors import UnsupportedOperationError, WrongKindError
 from connector_service.hosts.crossing import Crossing
+from connector_service.runtime.batch import Batches
 from connector_service.runtime.invoker import contain
 from connector_service.runtime.route import Served
 from connector_service.sdk.method import Method, Operation
@@ -30,8 +32,17 @@ class InlineHost:
 
     name = "inline"
 
-    def __init__(self, registry: Registry, invoker: Invoker) -> None:
-        """Take the connectors and who runs their code."""
+    def __init__(
+        self,
+        registry: Registry,
+        invoker: Invoker,
+        on_batch: Callable[[TaskCategory, int], None] = lambda _category, _polls: None,
+    ) -> None:
+        """Take the connectors and who runs their code.
+
+        ``on_batch`` hears how many polls one call answers, of connectors that answer many.
+        """
+        self._on_batch = on_batch
         self._registry = registry
         self._invoker = invoker
         self._crossings: dict[tuple[TaskCategory | None, Operation], Crossing] = {}
@@ -58,6 +69,8 @@ class InlineHost:
     def run(self, call: Call) -> Awaitable[Any]:
         """Run one operation: create gives bytes, get and do a Resource message, delete nothing."""
         crossing = self._crossing(call)
+        if crossing.together is not None:
+            return self._poll(crossing, *crossing.together, call, call.deadline)
         return self._invoker.operate(
             crossing.method, crossing.read, crossing.write, call, call.deadline
         )
@@ -74,6 +87,8 @@ class InlineHost:
                 changes = registry.changes
                 known = self._crossing(call)
                 seen = changes
+            if known.together is not None:
+                return self._poll(known, *known.together, call, deadline)
             return operate(known.method, known.read, known.write, call, deadline)
 
         return run
@@ -89,6 +104,25 @@ class InlineHost:
             async for item in items:
                 await send(contain(crossing.write_item, item, call))
 
+    async def _poll(
+        self,
+        crossing: Crossing,
+        together: Crossing,
+        batches: Batches,
+        call: Call,
+        deadline: float | None,
+    ) -> Any:
+        """Run a poll, with others where there are any; else alone, by ``crossing``."""
+        more = contain(together.read, call)
+        meta = more.pop("resource_metas")
+
+        async def alone() -> Any:
+            arguments = contain(crossing.read, call)
+            return await self._invoker.invoke(crossing.method, arguments, deadline)
+
+        value = await batches.ask(meta, more, deadline, alone)
+        return contain(crossing.write, value, call)
+
     def _crossing(self, call: Call) -> Crossing:
         """Return how the call reaches its method, found once for a registration's methods."""
         registration = self._registry.resolve(call.category)  # type: ignore[arg-type]
@@ -96,8 +130,16 @@ class InlineHost:
         known = self._crossings.get(key)
         if known is None or known.registration is not registration:
             known = Crossing(registration, _method(registration, call.operation))
+            many = registration.methods.get(Operation.GET_MANY)
+            if many is not None and call.operation is Operation.GET:
+                known.together = Crossing(registration, many), self._batches(registration, many)
             self._crossings[key] = known
         return known
+
+    def _batches(self, registration: Registration, many: Method) -> Batches:
+        connector: Any = registration.connector
+        count = functools.partial(self._on_batch, registration.category)
+        return Batches(connector.name, many, connector.batch_size, self._invoker, count)
 
 
 def _method(registration: Registration, operation: Operation) -> Method:

@@ -42,7 +42,8 @@ class Happening(msgspec.Struct, frozen=True, gc=False):
 
     ``poll``: ``detail`` is a ``PollEvent``. ``orphan``: ``detail`` says how its deletion went.
     ``unguarded_create``: a create ran without the ledger. ``retry``: ``detail`` is the operation.
-    ``blocked_loop``: ``detail`` is the operation, ``amount`` the seconds.
+    ``blocked_loop``: ``detail`` is the operation, ``amount`` the seconds. ``batch``: ``amount`` is
+    how many polls one call of a connector with ``get_many`` answers.
     """
 
     kind: str

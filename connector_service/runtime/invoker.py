@@ -96,6 +96,10 @@ class Invoker:
         value = await self.invoke(method, contain(read, call), deadline)
         return contain(write, value, call)
 
+    def hold(self, wait: Callable[[], Awaitable[Any]], deadline: float | None) -> Awaitable[Any]:
+        """Wait, in this task, for what another one brings; raises as ``invoke``."""
+        return self._held(deadline, wait)
+
     async def iterate(
         self, method: Method, arguments: Mapping[str, Any], deadline: float | None = None
     ) -> AsyncGenerator[Any, None]:

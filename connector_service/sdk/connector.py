@@ -67,6 +67,9 @@ class ConnectorBase(ABC):  # noqa: B024 - its two subclasses have the abstract m
 class AsyncConnectorBase(ConnectorBase):
     """A connector whose jobs run elsewhere: create one, poll it, delete it."""
 
+    # The most jobs that one call of ``get_many`` is asked for.
+    batch_size: int = 100
+
     def __init__(self, metadata_type: type[ResourceMeta] = ResourceMeta, **kwargs: Any) -> None:
         """Take the class that this connector's resource meta decodes to, and the category."""
         super().__init__(**kwargs)
@@ -94,6 +97,13 @@ class AsyncConnectorBase(ConnectorBase):
     @abstractmethod
     def get(self, resource_meta: Any, **kwargs: Any) -> Any:
         """Return the ``Resource``: the job's phase now, and its outputs once it succeeded."""
+
+    def get_many(self, resource_metas: list[Any], **kwargs: Any) -> Any:
+        """Return a list, with a ``Resource`` or an exception for each meta in its order; optional.
+
+        Polls that come together are answered by it, ``batch_size`` at most; one alone by ``get``.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def delete(self, resource_meta: Any, **kwargs: Any) -> Any:
@@ -136,6 +146,8 @@ class AsyncConnector(ConnectorBase, Generic[M]):
     task_type_name: ClassVar[str] = ""
     task_type_version: ClassVar[int] = 0
     metadata_type: type[M]
+    # The most jobs that one call of ``get_many`` is asked for.
+    batch_size: int = 100
 
     def __init__(self) -> None:
         """Need nothing: the class says it all, and a subclass need not call this."""
@@ -159,6 +171,13 @@ class AsyncConnector(ConnectorBase, Generic[M]):
     @abstractmethod
     def get(self, resource_meta: M, **kwargs: Any) -> Any:
         """Return the ``Resource``: the job's phase now, and its outputs once it succeeded."""
+
+    def get_many(self, resource_metas: list[M], **kwargs: Any) -> Any:
+        """Return a list, with a ``Resource`` or an exception for each meta in its order; optional.
+
+        Polls that come together are answered by it, ``batch_size`` at most; one alone by ``get``.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def delete(self, resource_meta: M, **kwargs: Any) -> Any:

@@ -22,6 +22,7 @@ class Operation(StrEnum):
 
     CREATE = "create"
     GET = "get"
+    GET_MANY = "get_many"  # nobody asks for it: it answers many a GET together
     DELETE = "delete"
     GET_METRICS = "get_metrics"
     GET_LOGS = "get_logs"
@@ -49,14 +50,15 @@ ARGUMENTS: Mapping[Operation, tuple[str, ...]] = {
         "idempotency_key",
     ),
     Operation.GET: ("resource_meta", "output_prefix"),
+    Operation.GET_MANY: ("resource_metas",),
     Operation.DELETE: ("resource_meta",),
     Operation.GET_METRICS: ("resource_meta", "queries", "start_time", "end_time", "step"),
     Operation.GET_LOGS: ("resource_meta", "lines", "token"),
     Operation.DO: ("task_template", "output_prefix", "inputs", "task_execution_metadata"),
 }
-_OPTIONAL = (Operation.GET_METRICS, Operation.GET_LOGS)
+_OPTIONAL = (Operation.GET_MANY, Operation.GET_METRICS, Operation.GET_LOGS)
 # Flyte 2 sends the task's connection with these, and with no other.
-_CONNECTED = (Operation.CREATE, Operation.GET, Operation.DELETE)
+_CONNECTED = (Operation.CREATE, Operation.GET, Operation.GET_MANY, Operation.DELETE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,8 @@ def inspect_methods(
     says that a task's connection may bring what a method demands beyond our arguments.
 
     Raises:
-        AuthorError: A method demands an argument that the service never passes.
+        AuthorError: A method demands an argument that the service never passes, or ``get_many``
+            cannot answer for a list.
     """
     methods = {}
     for operation in ARGUMENTS:
@@ -94,7 +97,30 @@ def inspect_methods(
         if operation in _OPTIONAL and getattr(function, "__func__", None) in inherited:
             continue
         methods[operation] = _plan(connector, operation, function, connected)
+    if Operation.GET_MANY in methods:
+        _check_many(connector, methods[Operation.GET_MANY])
     return methods
+
+
+def _check_many(connector: Any, method: Method) -> None:
+    name = f"{type(connector).__name__}.{method.operation}"
+    (metas,) = ARGUMENTS[Operation.GET_MANY]
+    if metas not in method.takes:
+        raise AuthorError(
+            f"{name} does not take {metas!r}, the list of jobs to answer for; give it a parameter"
+            f" of that name."
+        )
+    if method.style in (Style.GENERATOR, Style.ASYNC_GENERATOR):
+        raise AuthorError(
+            f"{name} yields; let it return one list, with a Resource or an exception for each"
+            f" meta in its order."
+        )
+    size = connector.batch_size
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise AuthorError(
+            f"{type(connector).__name__}.batch_size is {size!r}; set it to the most jobs that one"
+            f" get_many takes, a whole number of at least 1."
+        )
 
 
 def _style(function: Callable[..., Any]) -> Style:

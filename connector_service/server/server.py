@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from connector_service.plugins.loader import PluginRecord
     from connector_service.runtime.ledger import Ledger
     from connector_service.runtime.route import Conflict
+    from connector_service.sdk.resource import TaskCategory
 
 __all__ = ["Service", "Shared", "build"]
 
@@ -99,11 +100,15 @@ def build(
     hooks = Hooks([MetricsHook(metrics), LogHook()])
     sections = config.connectors
     invoker = Invoker(lambda task_type: sections.get(task_type, ConnectorSection()).threads)
+
+    def on_batch(category: TaskCategory, polls: int) -> None:
+        hooks.happened(Happening("batch", category.name, amount=polls))
+
     folder = RunDir(run_dir(config))
     hosts = make_hosts(config, folder.path, metrics)
     ledger = (shared.ledger if shared else None) or make_ledger(config)
     dispatcher = Dispatcher(
-        [InlineHost(registry, invoker), *hosts],
+        [InlineHost(registry, invoker, on_batch), *hosts],
         classify,
         hooks,
         guarantees=Guarantees(ledger, config.ledger, hooks),

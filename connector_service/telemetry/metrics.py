@@ -15,6 +15,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     GCCollector,
+    Histogram,
     Info,
     PlatformCollector,
     ProcessCollector,
@@ -61,6 +62,13 @@ class ServiceMetrics:
             "connector_service_polls_total",
             "Polls that memory or patience answered, by what happened.",
             ["task_type", "event"],
+            registry=self.registry,
+        )
+        self.batched_polls = Histogram(
+            "connector_service_batched_polls",
+            "Polls that one call of a connector with get_many answers.",
+            ["task_type"],
+            buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500),
             registry=self.registry,
         )
         self.orphans = Counter(
@@ -154,6 +162,8 @@ class MetricsHook(Hook):
         metrics, task_type, detail = self._metrics, happening.task_type, happening.detail
         if happening.kind == "poll":
             self._polls(task_type, detail).inc()
+        elif happening.kind == "batch":
+            metrics.batched_polls.labels(task_type).observe(happening.amount)
         elif happening.kind == "orphan":
             metrics.orphans.labels(task_type, detail).inc()
         elif happening.kind == "unguarded_create":
