@@ -121,7 +121,7 @@ def connectors(fake: Any, operation: Operation, **methods: Any) -> Any:
     return fake(**methods)
 
 
-@pytest.mark.parametrize("operation", Operation)
+@pytest.mark.parametrize("operation", MESSAGES)
 async def test_a_call_that_succeeds_leaves_one_record(
     fake: Any, line: Any, dispatcher: Any, recorder: Recorder, operation: Operation
 ) -> None:

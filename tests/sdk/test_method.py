@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from connector_service import AsyncConnectorBase, Registry, SyncConnectorBase, TaskCategory
+from connector_service import (
+    AsyncConnector,
+    AsyncConnectorBase,
+    Registry,
+    ResourceMeta,
+    SyncConnectorBase,
+    TaskCategory,
+)
 from connector_service.errors import AuthorError
 from connector_service.sdk.method import ARGUMENTS, Operation, Style
 from connector_service.sdk.registry import Registration
@@ -156,6 +163,47 @@ def test_optional_operations_count_only_when_they_are_implemented() -> None:
         Operation.DELETE,
     }
     assert Operation.GET_LOGS in registered(a_connector(get_logs=generator)).methods
+
+
+def metas_by_another_name(self: Any, metas: Any) -> None: ...
+def no_metas(self: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ({"get_many": metas_by_another_name}, "Sample.get_many demands 'metas', which the service"),
+        ({"get_many": no_metas}, "Sample.get_many does not take 'resource_metas', the list"),
+        ({"get_many": named}, "Sample.get_many demands 'resource_meta', which the service"),
+        ({"get_many": generator}, "Sample.get_many yields; let it return one list, with a"),
+        ({"get_many": async_generator}, "Sample.get_many yields; let it return one list"),
+        ({"get_many": everything, "batch_size": 0}, "Sample.batch_size is 0; set it to the most"),
+        ({"get_many": everything, "batch_size": True}, "Sample.batch_size is True; set it to"),
+        ({"get_many": everything, "batch_size": "9"}, "Sample.batch_size is '9'; set it to"),
+    ],
+)
+def test_a_get_many_that_cannot_answer_for_a_list_is_refused(
+    body: dict[str, Any], text: str
+) -> None:
+    """Its author reads at registration what to change."""
+    with pytest.raises(AuthorError) as caught:
+        registered(a_connector(**body))
+    assert text in str(caught.value)
+
+
+def test_a_get_many_of_flyte_2_s_shape_takes_the_metas_and_the_connection() -> None:
+    """What it demands beyond the metas is the connection's; the metas it must name itself."""
+    own: dict[str, Any] = {"create": everything, "get": everything, "delete": everything}
+    own |= {"task_type_name": "t", "metadata_type": ResourceMeta}
+
+    def many(self: Any, resource_metas: Any, *, token: str) -> None: ...
+
+    method = registered(type("Second", (AsyncConnector,), {**own, "get_many": many})()).methods[
+        Operation.GET_MANY
+    ]
+    assert (method.takes, method.demands) == (("resource_metas",), ("token",))
+    with pytest.raises(AuthorError, match="does not take 'resource_metas'"):
+        registered(type("Second", (AsyncConnector,), {**own, "get_many": metas_by_another_name})())
 
 
 def test_methods_of_other_kinds_are_the_authors_own_affair() -> None:
