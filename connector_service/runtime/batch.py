@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Batches"]
 
-# After a call the next one waits for this share of what it took, so that those who were answered
-# and those who take their places go together, and not one ahead of the others.
-_PAUSE_SHARE = 0.1
-_SHORTEST, _LONGEST = 0.001, 0.005  # seconds
+# Who was answered often asks again at once, as the client's pollers do. So that they go together,
+# and not the first of them ahead of all others, the next call waits until as many are there as
+# may come, and not longer than this.
+_PAUSE_SHARE = 0.1  # of what the call took
+_SHORTEST, _LONGEST = 0.01, 0.025  # seconds; never longer than half of what the call took
 # A call that hangs must not hold up the polls of all other jobs: so long do they wait for its end.
 _OVERDUE = 0.25  # seconds
 _MOST_OUT = 4
@@ -149,13 +150,16 @@ class _Line:
         self._out: set[_Batch] = set()
         self._due: asyncio.Handle | None = None
         self._due_at = 0.0
+        self._pause_until = 0.0
+        self._expected = 0
 
     def add(self, poll: _Poll) -> None:
         """Have a poll go: with others, or at the end of this turn of the loop."""
         self._waiting[poll] = None
         if self._is_full():
             self._send()
-        elif self._due is None:
+            self._tidy()
+        else:
             self._plan()
 
     def leave(self, poll: _Poll) -> None:
@@ -174,31 +178,38 @@ class _Line:
     def ended(self, batch: _Batch) -> None:
         """Note that a call is over, and have those who wait go soon."""
         self._out.discard(batch)
+        now = self._loop.time()
+        self._pause_until = now + _pause(now - batch.since)
+        self._expected = len(self._waiting) + batch.waiting
         if self._is_full():
             self._send()
-        if self._waiting:
-            now = self._loop.time()
-            pause = (now - batch.since) * _PAUSE_SHARE
-            self._plan(now + min(max(_SHORTEST, pause), _LONGEST))
+        if self._waiting or self._expected > 1:
+            self._plan()
         self._tidy()
 
     def _is_full(self) -> bool:
         return len(self._waiting) >= self._batches.size and len(self._out) < _MOST_OUT
 
-    def _plan(self, at: float | None = None) -> None:
-        """Have those who wait go then; or now, or when they have waited for a call long enough."""
-        if self._due is None and at is None and not self._out:
-            self._due = self._loop.call_soon(self._go)
-            return
-        at = self._loop.time() + _OVERDUE if at is None else at
+    def _plan(self) -> None:
+        """Have those who wait go now, or after the pause, or when they have waited long enough."""
+        now = self._loop.time()
+        pausing = now < self._pause_until
+        if pausing and len(self._waiting) < self._expected:
+            at = self._pause_until
+        elif pausing or not self._out:
+            at = 0.0
+        else:
+            at = now + _OVERDUE
         if self._due is not None:
             if self._due_at <= at:
                 return
             self._due.cancel()
-        self._due, self._due_at = self._loop.call_at(at, self._go), at
+        self._due = self._loop.call_at(at, self._go) if at else self._loop.call_soon(self._go)
+        self._due_at = at
 
     def _go(self) -> None:
         self._due = None
+        self._pause_until = 0.0
         if len(self._out) < _MOST_OUT:
             self._send()
         if self._waiting:
@@ -213,6 +224,7 @@ class _Line:
                 polls.append(poll)
         if not polls:
             return
+        self._pause_until = 0.0
         batch = _Batch(self._loop.time(), len(polls))
         self._out.add(batch)
         for poll in polls:
@@ -251,13 +263,18 @@ class _Line:
             del polls, outcomes
 
     def _tidy(self) -> None:
+        """Forget what is over; who waited on a line of its own must leave nothing behind."""
         if self._waiting:
             return
-        if self._due is not None:
+        if self._due is not None and self._due_at != self._pause_until:
             self._due.cancel()
             self._due = None
-        if not self._out and self._lines.get(self._key) is self:
+        if self._due is None and not self._out and self._lines.get(self._key) is self:
             del self._lines[self._key]
+
+
+def _pause(took: float) -> float:
+    return min(max(_SHORTEST, took * _PAUSE_SHARE), _LONGEST, took / 2)
 
 
 def _settle(polls: Sequence[_Poll], outcomes: Sequence[Outcome]) -> None:

@@ -97,8 +97,11 @@ class Scene:
         assert await self.backend.next() == ["first"]
         return first
 
-    def is_empty(self) -> bool:
-        return not self.batches._lines
+    async def emptied(self) -> None:
+        """Wait until nothing is left of any poll: pauses last for milliseconds."""
+        async with asyncio.timeout(PATIENCE):
+            while self.batches._lines:  # noqa: ASYNC110 - a timer of its own ends it
+                await asyncio.sleep(0.002)
 
 
 @pytest.fixture
@@ -132,7 +135,7 @@ async def test_a_lone_poll_starts_in_the_next_turn_of_the_loop(scene: Scene) -> 
     assert scene.backend.more == [{"alone": True}]
     scene.backend.gate.set()
     assert await texts([poll]) == ["a"]
-    assert scene.is_empty()
+    await scene.emptied()
 
 
 async def test_polls_of_one_turn_go_together_in_their_order(scene: Scene) -> None:
@@ -154,26 +157,49 @@ async def test_polls_that_come_while_a_call_is_out_form_the_next(scene: Scene) -
     scene.backend.gate.set()
     assert await texts([first, *later]) == ["first", "a", "b", "c"]
     assert scene.backend.calls == [["first"], ["a", "b", "c"]]
-    assert scene.is_empty()
+    await scene.emptied()
 
 
 async def test_those_who_were_answered_go_with_those_who_waited(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a call the next waits for callers that ask again: no call is for a straggler."""
-    monkeypatch.setattr(batch, "_SHORTEST", PATIENCE)
-    monkeypatch.setattr(batch, "_LONGEST", PATIENCE)
-    scene.backend.gate.clear()
-    polls = [scene.poll(number) for number in range(9)]
-    await scene.backend.next()
-    straggler = scene.poll("straggler")
+    """After a call the next waits until all who may ask again have, and no longer."""
+    monkeypatch.setattr(batch, "_pause", lambda _took: PATIENCE)
+    first = await scene.one_out()
+    polls = [scene.poll(number) for number in range(2)]
     await turns()
     scene.backend.gate.set()
-    scene.batches.size = 10
-    await texts(polls)
-    again = [scene.poll(number) for number in range(9)]
-    assert len(await texts([straggler, *again])) == 10
-    assert [len(call) for call in scene.backend.calls] == [9, 10]
+    await texts([first])
+    await turns()
+    assert scene.backend.calls == [["first"]]
+    polls.append(scene.poll("again"))
+    assert await texts(polls) == ["0", "1", "again"]
+    again = [scene.poll(number) for number in range(2)]
+    await turns()
+    assert scene.backend.calls == [["first"], [0, 1, "again"]]
+    again.append(scene.poll(2))
+    await texts(again)
+    assert scene.backend.calls[2:] == [[0, 1, 2]]
+
+
+async def test_the_pause_ends_by_itself(scene: Scene) -> None:
+    """Who was answered and does not come back holds up the others for milliseconds only."""
+    first = await scene.one_out()
+    later = scene.poll("later")
+    await turns()
+    scene.backend.gate.set()
+    assert await texts([first, later]) == ["first", "later"]
+    await scene.emptied()
+
+
+async def test_a_lone_poller_never_pauses(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that asks again as soon as it is answered is asked for at once, each time."""
+    monkeypatch.setattr(batch, "_pause", lambda _took: PATIENCE)
+    for number in range(3):
+        poll = scene.poll(number)
+        await turns(6)
+        assert poll.done()
+    assert scene.backend.calls == [[0], [1], [2]]
 
 
 async def test_a_full_batch_goes_at_once_though_another_is_out(scene: Scene) -> None:
@@ -211,7 +237,7 @@ async def test_a_call_that_hangs_does_not_hold_up_the_others(
     assert not first.done()
     scene.backend.gate.set()
     await texts([first, *later])
-    assert scene.is_empty()
+    await scene.emptied()
 
 
 async def test_polls_with_other_keywords_are_not_mixed(scene: Scene) -> None:
@@ -223,7 +249,7 @@ async def test_polls_with_other_keywords_are_not_mixed(scene: Scene) -> None:
     assert scene.backend.more == [{"token": "x"}, {"token": "y"}]
     scene.backend.gate.set()
     assert await texts(polls) == ["x0", "y0", "x1", "y1"]
-    assert scene.is_empty()
+    await scene.emptied()
 
 
 async def test_failures_are_their_own_job_s(scene: Scene) -> None:
@@ -289,7 +315,7 @@ async def test_what_is_wrong_with_the_whole_is_every_caller_s(
     for poll in polls:
         assert type(poll.exception()) is error
         assert text in str(poll.exception())
-    assert scene.is_empty()
+    await scene.emptied()
 
 
 async def test_an_answer_that_is_none_is_its_own_job_s(fake: Any, invoker: Invoker) -> None:
@@ -336,7 +362,7 @@ async def test_a_caller_that_leaves_takes_only_itself_out(scene: Scene) -> None:
     assert not scene.backend.stopped
     scene.backend.gate.set()
     assert await texts([waiting[2]]) == ["c"]
-    assert scene.is_empty()
+    await scene.emptied()
 
 
 async def test_a_call_that_nobody_waits_for_is_stopped(scene: Scene) -> None:
@@ -353,7 +379,7 @@ async def test_a_call_that_nobody_waits_for_is_stopped(scene: Scene) -> None:
     assert scene.backend.stopped == [["a", "b"]]
     scene.backend.gate.set()
     assert await texts([later]) == ["later"]
-    assert scene.is_empty()
+    await scene.emptied()
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -368,7 +394,7 @@ async def test_leaving_at_any_moment_leaves_nothing(scene: Scene, count: int, af
     await asyncio.wait(polls)
     assert all(poll.cancelled() for poll in polls)
     await turns()
-    assert scene.is_empty()
+    await scene.emptied()
     scene.backend.gate.set()
     assert await texts([scene.poll("next")]) == ["next"]
 
