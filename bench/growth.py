@@ -34,6 +34,7 @@ _SIZES = (1, 10, 100, 1_024, 10_240)  # KB
 _IN_FLIGHT = (1, 16, 128, 1_024)
 _CONNECTORS = (1, 10, 100, 500)
 _TURNS = 9
+_FILL = 50_000  # jobs over one connection
 _numbers = itertools.count(1_000_000, 1_000_000)  # no two connections ask for the same jobs
 
 
@@ -74,23 +75,26 @@ def known_jobs(
         loads = dict.fromkeys(servers, Load(path, body))
         with _connected(servers, loads) as connections:
             _costs(servers, connections, 500, turns=2)
-            empty, known = resident(servers["ours"].pid)[0], 1_000
-            for level in levels:
-                if level > known:
-                    say(f"{level} jobs {kind}")
-                    connections["ours"].run(calls=level - known)
-                    known = level
-                full = resident(servers["ours"].pid)[0]
+        empty, known = resident(servers["ours"].pid)[0], 0
+        for level in levels:
+            while known < level:  # a connection is closed after some minutes
+                calls = min(_FILL, level - known)
+                say(f"{known} jobs {kind}")
+                with _connected({"ours": servers["ours"]}, loads) as connections:
+                    connections["ours"].run(calls=calls)
+                known += calls
+            full = resident(servers["ours"].pid)[0]
+            with _connected(servers, loads) as connections:
                 cost = _costs(servers, connections, 500)["ours"]
-                rows.append(
-                    {
-                        "jobs": level,
-                        **cost._asdict(),
-                        "bytes_per_job": (full - empty) / (known - 1_000) if level else 0.0,
-                        **alone(tails, servers["ours"].port, 2.0),
-                    }
-                )
-                known += 500 * _TURNS
+            rows.append(
+                {
+                    "jobs": level,
+                    **cost._asdict(),
+                    "bytes_per_job": (full - empty) / max(1, known),
+                    **alone(tails, servers["ours"].port, 2.0),
+                }
+            )
+            known += 500 * _TURNS
     return rows
 
 

@@ -67,7 +67,8 @@ class Mix:
         names = ("mix_1", "mix_2", "mix_hosted", "mix_plain", "mix_faulty")
         self._gets = {(p, name): messages.get(p, name) for p in _JOBS for name in names}
         self._execute = messages.execute("mix_sync", small)
-        self._living: dict[str, deque[int]] = {name: deque() for name in names}
+        # A client speaks one protocol: what it has created it polls in the same.
+        self._living: dict[tuple[str, str], deque[int]] = {key: deque() for key in self._gets}
         self._ended: deque[tuple[str, int]] = deque(maxlen=_ENDED)
         self._calls: dict[str, Any] = {}
         self.done: Counter[str] = Counter()
@@ -142,7 +143,7 @@ class Mix:
         return answer
 
     def _creator(self, protocol: str, name: str) -> Callable[[], Awaitable[None]]:
-        body, living = self._creates[protocol, name], self._living.get(name)
+        body, living = self._creates[protocol, name], self._living.get((protocol, name))
         kind = _KINDS[protocol].CreateTaskResponse
 
         async def create() -> None:
@@ -157,7 +158,7 @@ class Mix:
 
     def _getter(self, protocol: str, name: str) -> Callable[[], Awaitable[None]]:
         """Poll the jobs of a type in turn, and note which have ended."""
-        body, living = self._gets[protocol, name], self._living[name]
+        body, living = self._gets[protocol, name], self._living[protocol, name]
         kind = _KINDS[protocol].GetTaskResponse
 
         async def get() -> None:
