@@ -153,6 +153,7 @@ class MetricsHook(Hook):
         """Take the collectors."""
         self._metrics = metrics
         self._polls = functools.cache(metrics.polls.labels)  # of all that happens, this is often
+        self._batched_polls = functools.cache(metrics.batched_polls.labels)
         self.started = metrics.calls.started  # type: ignore[method-assign] # no step in between
         self.ended = metrics.calls.ended  # type: ignore[method-assign]
         self.kind = metrics.calls.kind  # type: ignore[method-assign]
@@ -163,7 +164,7 @@ class MetricsHook(Hook):
         if happening.kind == "poll":
             self._polls(task_type, detail).inc()
         elif happening.kind == "batch":
-            metrics.batched_polls.labels(task_type).observe(happening.amount)
+            self._batched_polls(task_type).observe(happening.amount)
         elif happening.kind == "orphan":
             metrics.orphans.labels(task_type, detail).inc()
         elif happening.kind == "unguarded_create":
