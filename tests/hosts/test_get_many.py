@@ -21,6 +21,7 @@ from process_hosts import Hosts, until
 from connector_service import PermanentError, Phase, Resource, TaskCategory
 from connector_service.config import ConnectorSection
 from connector_service.errors import GoneError
+from connector_service.runtime import batch
 from connector_service.runtime.call import Call
 from connector_service.sdk.method import Operation
 from connector_service.testing import Served, serve
@@ -30,6 +31,12 @@ SHAPES = ["base", "connector"]
 PATIENCE = 20.0
 JOBS = 1_000
 BARE = ConnectorSection(guarantees=False)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have polls wait for a call that is out however long a busy machine takes to send them."""
+    monkeypatch.setattr(batch, "_OVERDUE", PATIENCE)
 
 
 def meta(job: str) -> bytes:
@@ -329,8 +336,9 @@ async def test_a_poll_past_its_deadline_is_absorbed_and_the_call_goes_on() -> No
         assert (await flyte.get(meta("next"))).message == "next"
 
 
-async def test_shutdown_leaves_no_call_behind() -> None:
+async def test_shutdown_leaves_no_call_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is out when the service stops is cancelled, and no task is left."""
+    monkeypatch.setattr(batch, "_OVERDUE", 0.25)
     backend = Backend()
     before = asyncio.all_tasks()
     async with serve(batching("base", backend), grace=0.1) as one:

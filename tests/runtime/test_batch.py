@@ -111,6 +111,12 @@ async def invoker() -> AsyncIterator[Invoker]:
     one.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have polls wait for a call that is out however long a busy machine takes to send them."""
+    monkeypatch.setattr(batch, "_OVERDUE", PATIENCE)
+
+
 @pytest.fixture
 def scene(fake: Any, invoker: Invoker) -> Scene:
     return Scene(fake, invoker)
