@@ -101,7 +101,7 @@ def _growth(arguments: argparse.Namespace) -> int:
 
 
 def _endurance(arguments: argparse.Namespace) -> int:
-    found = endurance(arguments.minutes, arguments.share, _say)
+    found = endurance(arguments.minutes, arguments.share, _say, rate=arguments.rate)
     _keep("endurance", found, arguments.out)
     for line in missed(found):
         _say(f"missed: {line}")
@@ -201,6 +201,7 @@ def main() -> int:
     one = commands.add_parser("endurance", help="minutes of mixed load, and what grows meanwhile")
     one.add_argument("--minutes", type=float, default=10.0)
     one.add_argument("--share", type=float, default=0.7, help="of capacity")
+    one.add_argument("--rate", type=float, default=0.0, help="calls per second instead")
     one.add_argument("--out", type=Path, default=_RESULTS)
     one.set_defaults(run=_endurance)
 

@@ -47,10 +47,21 @@ class Seen(NamedTuple):
     children_threads: int
 
 
-def endurance(minutes: float, share: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Load the service for ``minutes`` at ``share`` of what its core can do."""
-    with PEERS["ours"]._replace(command=_command).serve(settle=3.0) as server, on_core(CLIENT_CORE):
-        return uvloop.run(_measure(server, minutes * 60, share, say))
+def endurance(
+    minutes: float, share: float, say: Callable[[str], None], *, rate: float = 0.0
+) -> dict[str, Any]:
+    """Load the service for ``minutes`` at ``share`` of what its core can do.
+
+    ``rate`` is in calls per second instead; nobody is kept to one core then, which a neighbour may
+    hold.
+    """
+    with PEERS["ours"]._replace(command=_command).serve(settle=3.0) as server:
+        if rate:
+            for pid in (server.pid, *_children(server.pid)):
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    os.sched_setaffinity(int(task.name), os.sched_getaffinity(0))
+        with contextlib.nullcontext() if rate else on_core(CLIENT_CORE):
+            return uvloop.run(_measure(server, minutes * 60, share, rate, say))
 
 
 def missed(found: dict[str, Any]) -> list[str]:
@@ -71,10 +82,11 @@ def _command(port: int, metrics: int) -> list[str]:
 
 
 async def _measure(
-    server: Running, seconds: float, share: float, say: Callable[[str], None]
+    server: Running, seconds: float, share: float, rate: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
     mix = Mix(server.port)
-    rate, capacity = await _rate(mix, server, share, seconds / 3)
+    found, capacity = await _rate(mix, server, share, seconds / 3)
+    rate = rate or found
     say(f"{rate:,.0f} calls per second, of {capacity:,.0f} that its core can do")
     samples: list[Seen] = []
     sampling = asyncio.create_task(_sample(server.pid, samples))

@@ -25,6 +25,7 @@ from connector_service.runtime.call import Call
 from connector_service.runtime.ledger import Job
 from connector_service.runtime.ledger_memory import MemoryLedger
 from connector_service.runtime.ledger_sqlite import SqliteLedger
+from connector_service.runtime.poll import Source
 from connector_service.sdk.method import Operation
 from connector_service.sdk.resource import TaskCategory
 
@@ -123,22 +124,23 @@ def _polled(phase: int, error: str = "") -> Callable[[int], Any]:
     @contextlib.asynccontextmanager
     async def make(jobs: int) -> AsyncIterator[_Store]:
         polls = Polls(most_jobs=jobs)
-        policy = ConnectorSection()
         resource = agent_pb2.Resource(phase=phase, message="x" * 40)
 
-        async def fetch(_deadline: float) -> Any:
+        async def fetch(_call: Call, _deadline: float) -> Any:
             if error:
                 raise UnavailableError(error)
             return resource
 
-        async def delete() -> None: ...
+        async def delete(_call: Call) -> None: ...
+
+        source = Source(ConnectorSection(), fetch, delete)
 
         async def know(number: int) -> None:
             request = agent_pb2.GetTaskRequest(
                 resource_meta=b'{"job": "%010d"}' % number, output_prefix=f"s3://b/{number:010d}/0"
             )
             call = Call(FlyteProtocol.FLYTE1, Operation.GET, _CATEGORY, request)
-            await polls.poll(call, policy, fetch, delete)
+            await polls.poll(source, call)
 
         ended = phase == TaskExecution.SUCCEEDED
         kept: Any = polls._ends if ended else polls._jobs  # noqa: SLF001 - nothing else counts them

@@ -30,6 +30,7 @@ from connector_service.runtime.call import Call
 from connector_service.runtime.ledger import Job as Created
 from connector_service.runtime.ledger import Recorded, Reserved
 from connector_service.runtime.ledger_memory import MemoryLedger
+from connector_service.runtime.poll import Source
 from connector_service.sdk.method import Operation
 from connector_service.testing import serve
 
@@ -169,17 +170,13 @@ def poll(number: int) -> Call:
 
 
 def told(polls: Polls, phase: int) -> Callable[[int], Awaitable[object]]:
-    policy = ConnectorSection()
+    async def fetch(_call: Call, _deadline: float) -> agent_pb2.Resource:
+        return agent_pb2.Resource(phase=phase, message="x" * 40)
 
-    async def one(number: int) -> None:
-        async def fetch(_deadline: float) -> agent_pb2.Resource:
-            return agent_pb2.Resource(phase=phase, message="x" * 40)
+    async def delete(_call: Call) -> None: ...
 
-        async def delete() -> None: ...
-
-        await polls.poll(poll(number), policy, fetch, delete)
-
-    return one
+    source = Source(ConnectorSection(), fetch, delete)
+    return lambda number: polls.poll(source, poll(number))
 
 
 def created(ledger: MemoryLedger) -> Callable[[int], Awaitable[object]]:
@@ -230,7 +227,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_mixed_load_is_answered_without_an_error_and_nothing_grows(tmp_path: Path) -> None:
     """Seconds of every kind of call, with a reload: no error, and no file or thread more."""
-    command = [sys.executable, "-m", "bench", "endurance", "--minutes=0.1", "--share=0.3"]
+    command = [sys.executable, "-m", "bench", "endurance", "--minutes=0.1", "--rate=150"]
     done = subprocess.run(
         [*command, f"--out={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
