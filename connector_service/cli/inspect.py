@@ -193,8 +193,10 @@ def _look(
 def _look_here(config_file: str | None, flags: dict[str, Any]) -> _Seen:
     registry = Registry()
     settings = load_config(config_file, flags)
-    log.configure(Log(log_level="error"))
-    logging.getLogger("connector_service").setLevel(logging.CRITICAL)  # we print what failed
+    log.configure(Log(log_level="warning"))
+    for quiet in ("plugins", "hosts", "server.hosting"):  # we print what failed ourselves
+        logging.getLogger(f"connector_service.{quiet}").setLevel(logging.CRITICAL)
+    logging.getLogger("connector_host").setLevel(logging.CRITICAL)
     records, idle = load_plugins(settings, registry)
     connectors = [_connector(agent) for agent in registry.list_connectors()]
     for registration in registry:

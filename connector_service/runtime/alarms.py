@@ -18,8 +18,8 @@ _FAR = 1.0  # seconds
 Slot = dict[object, "asyncio.Task[Any]"]
 
 
-class Alarms:
-    """The deadlines of tasks on one event loop, in slots of 50 ms; not thread-safe."""
+class Alarms(threading.local):
+    """The deadlines of tasks in slots of 50 ms; each thread's event loop has its own."""
 
     def __init__(self) -> None:
         """Begin with none."""

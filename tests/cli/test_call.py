@@ -253,8 +253,7 @@ MISTAKES = [
         ("call", "health", "--endpoint", "127.0.0.1:1"),
         1,
         "Error: UNAVAILABLE: failed to connect to all addresses; last error: UNKNOWN:"
-        " ipv4:127.0.0.1:1: Failed to connect to remote host: Connection refused. Is the service"
-        " running there? Check --endpoint.",
+        " ipv4:127.0.0.1:1: Failed to connect to remote host:",  # the rest is the release's
     ),
 ]
 
