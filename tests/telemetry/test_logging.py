@@ -333,7 +333,12 @@ async def test_an_absorbed_poll_tells_its_fault_in_the_log(
         ("DEBUG", "get", "OK"),
         ("DEBUG", "get", "OK"),
     ]
-    transient, bug = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    transient, bug = [
+        one
+        for one in caplog.records
+        if one.levelno >= logging.WARNING
+        and not one.name.endswith("watchdog")  # a machine that stood still for a moment
+    ]
     assert (transient.levelname, fields(transient)["error"]) == ("WARNING", "busy")
     written = text(bug)
     assert bug.levelname == "ERROR"
