@@ -99,5 +99,6 @@ def test_one_name_is_one_host(tmp_path: Path) -> None:
 
 def test_the_short_way_is_checked_too() -> None:
     """A misspelt source of --host-from is told as such."""
-    with pytest.raises(ConfigError, match=r"--host-from pytest: .*no source"):
-        config.load({"host_from": ("pytest",)}, file=os.devnull)
+    for source in ("pytest", "module:"):
+        with pytest.raises(ConfigError, match=rf"--host-from {source}: .*no source"):
+            config.load({"host_from": (source,)}, file=os.devnull)

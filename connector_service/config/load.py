@@ -168,14 +168,14 @@ def _sections(table: str, sections: object, source: str) -> dict[str, Any]:
     checked = {}
     for name, section in sections.items():
         where = f"{source}: [{table}.{name}]"
-        if table == HOSTS_TABLE and not _HOST_NAME.fullmatch(name):
-            raise ConfigError(
-                f"{where}: a host's name is up to 32 small letters, digits and hyphens."
-            )
         try:
             checked[name] = msgspec.convert(section, kind)
         except msgspec.ValidationError as error:
             raise ConfigError(f"{where}: {_sentence(error)}") from None
+        if table == HOSTS_TABLE and not _HOST_NAME.fullmatch(name):
+            raise ConfigError(
+                f"{where}: a host's name is up to 32 small letters, digits and hyphens."
+            )
     return checked
 
 

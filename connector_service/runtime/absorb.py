@@ -5,10 +5,10 @@ asks again: the task fails, or hangs for ever in the phase that was seen last. S
 cannot be answered is answered with what was known, until patience runs out.
 
 All of this is memory of one process, bounded, and lost when it ends: a restart, or another
-replica, begins with RUNNING and with fresh patience. An entry costs about 500 bytes (measured
-with 500,000 jobs and messages of 40 characters: 252 MB, 311 MB while all of them fail), and up
-to 80 more where its key is short enough to be kept as it is; that many, the number that the client
-itself remembers, are kept at most.
+replica, begins with RUNNING and with fresh patience. An entry of a running job costs about 490
+bytes and 620 while it fails (measured with 500,000 jobs), of an end about 500. At most 500,000
+running jobs are kept, the number that the client itself remembers, and ends up to 64 MiB by our
+own count, which is 104,000 short ones.
 """
 
 from __future__ import annotations

@@ -127,6 +127,7 @@ async def test_racing_processes_neither_create_nor_sweep_a_job_twice(tmp_path: P
                 if one.poll() is None:
                     one.send_signal(signal.SIGKILL)
                     one.wait()
+    assert [one.returncode for one in racers] == [0, 0], "a racer's own traceback stands above"
     every = sorted(f"k{number}" for number in range(400))
     for what in (0, 1):
         shares = [out.strip().split(";")[what].split(",") for out, _ in said]

@@ -54,7 +54,6 @@ class _Ours:
         self._engine = engine
         self._loader = _import("plugins.loader")
         self._call: Any = _import("runtime.call").Call
-        self._operation: Any = _import("sdk.method").Operation
         self._errors = _import("errors")
         protocols = _import("codec.convert").FlyteProtocol
         self._protocols = {str(protocol): protocol for protocol in protocols}
