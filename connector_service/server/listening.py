@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import grpc.aio
 
 from connector_service.errors import StartupError
+from connector_service.server.loop import patient_threads
 
 if TYPE_CHECKING:
     from connector_service.config import Listen
@@ -26,27 +27,27 @@ def new_server(settings: Listen, *, shares_port: bool = False) -> grpc.aio.Serve
     share of the connections.
     """
     limit = settings.max_request_mib * 1024 * 1024
-    return grpc.aio.server(
-        options=(
-            # A second service on the same port would start silently and steal connections.
-            ("grpc.so_reuseport", int(shares_port)),
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.max_send_message_length", limit),
-            # From the first on some are refused, from the second on all.
-            ("grpc.server.max_pending_requests", _MOST_PENDING),
-            ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
-            # Flyte 2's executor pings every 30 s; the default policy closes on the fourth.
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # Flyte 1 never pings: find out ourselves when a peer vanished without a word.
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            # Clients that keep one connection for life are spread over new replicas; grpc-core
-            # adds its own jitter of 10 %. The grace outlasts the longest call.
-            ("grpc.max_connection_age_ms", 300_000),
-            ("grpc.max_connection_age_grace_ms", 600_000),
-        )
+    options = (
+        # A second service on the same port would start silently and steal connections.
+        ("grpc.so_reuseport", int(shares_port)),
+        ("grpc.max_receive_message_length", limit),
+        ("grpc.max_send_message_length", limit),
+        # From the first on some are refused, from the second on all.
+        ("grpc.server.max_pending_requests", _MOST_PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
+        # Flyte 2's executor pings every 30 s; the default policy closes on the fourth.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Flyte 1 never pings: find out ourselves when a peer vanished without a word.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        # Clients that keep one connection for life are spread over new replicas; grpc-core
+        # adds its own jitter of 10 %. The grace outlasts the longest call.
+        ("grpc.max_connection_age_ms", 300_000),
+        ("grpc.max_connection_age_grace_ms", 600_000),
     )
+    with patient_threads():  # grpc-core starts its own here
+        return grpc.aio.server(options=options)
 
 
 def listen(server: grpc.aio.Server, settings: Listen) -> int:

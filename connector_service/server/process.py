@@ -9,6 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from connector_service.server.loop import new_loop
 from connector_service.wire import memory
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def live(
         announce(service)
 
     memory.prepare()
-    loop = _new_loop()
+    loop = new_loop()
     asyncio.set_event_loop(loop)
     on_loop(loop)
     serving = loop.create_task(service.run(announce=started), name="serve")
@@ -71,12 +72,3 @@ def leave(code: int = 0) -> None:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop  # noqa: PLC0415 - not on every platform
-    except ImportError:  # no wheel for this platform
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop

@@ -232,6 +232,23 @@ def test_settings_come_from_environment_and_file(serve: Serve, tmp_path: Path) -
     assert daemon.log.startswith('{"time"')
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "SCHED_BATCH"), reason="only Linux has a policy for threads that may wait"
+)
+def test_grpcs_own_threads_wait_for_a_core_and_the_loop_does_not(serve: Serve) -> None:
+    """The threads of grpc-core do not take the core from the one that answers calls."""
+    daemon = serve()
+    assert daemon.health() == "SERVING"
+    pid = daemon.process.pid
+    policies = {
+        (task / "comm").read_text().strip(): os.sched_getscheduler(int(task.name))
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        if int(task.name) != pid
+    }
+    assert policies["event_engine"] == os.SCHED_BATCH
+    assert os.sched_getscheduler(pid) == os.SCHED_OTHER
+
+
 def test_a_hundred_probes_at_once_are_all_answered(serve: Serve) -> None:
     """Health answers a hundred fresh connections at once, as probes and clients make them."""
     daemon = serve()

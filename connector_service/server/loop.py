@@ -1,0 +1,83 @@
+"""The event loop that serves, and gRPC's own threads: neither interrupts the other for nothing.
+
+Three fifths of what a bare grpc.aio server costs is spent in the kernel: every event of grpc-core
+is one byte that a thread of its own writes to a socket, each byte woke the loop anew, and each
+thread that woke took the core from the one that worked. ``docs/performance.md`` has the figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["new_loop", "patient_threads"]
+
+_MOST = 4096  # bytes taken at a time; more wake the loop again
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Make the fastest event loop there is for this platform; it is not yet the thread's own."""
+    base: Any = asyncio.SelectorEventLoop
+    with contextlib.suppress(ImportError):  # no wheel for this platform
+        import uvloop  # noqa: PLC0415 - not on every platform
+
+        base = uvloop.Loop
+
+    class Loop(base):  # type: ignore[misc] # uvloop's and asyncio's have the same method
+        def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+            if _is_grpc(callback) and isinstance(fd, socket.socket):
+                callback = functools.partial(_once, fd, bytearray(_MOST), callback)
+            super().add_reader(fd, callback, *args)
+
+    return Loop()
+
+
+@contextlib.contextmanager
+def patient_threads() -> Iterator[None]:
+    """Have threads that begin meanwhile, and those they begin, wait for a core to be free.
+
+    Linux lets no thread of ``SCHED_BATCH`` take the core from one that works, only because it
+    woke; it has the same share of the processor otherwise. Where the operator has chosen another
+    policy, or the system refuses, nothing changes.
+    """
+    try:
+        if os.sched_getscheduler(0) != os.SCHED_OTHER:
+            raise PermissionError
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except (AttributeError, OSError):  # not Linux, or forbidden here
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _is_grpc(callback: Callable[..., Any]) -> bool:
+    """Tell whether it is what takes all events of grpc-core that wait, for one byte that it reads.
+
+    Any other reader may want all its bytes.
+    """
+    function = callback.func if isinstance(callback, functools.partial) else callback
+    return type(getattr(function, "__self__", None)).__name__ == "PollerCompletionQueue"
+
+
+def _once(fd: socket.socket, room: bytearray, callback: Callable[..., Any], *args: Any) -> None:
+    """Take all bytes but the one that ``callback`` reads itself, before it takes the events.
+
+    Not after: a byte that comes in between stands for an event that it has not seen.
+    """
+    try:
+        size = fd.recv_into(room, _MOST, socket.MSG_PEEK)
+    except BlockingIOError:  # woken for nothing
+        return
+    if size > 1:
+        fd.recv_into(room, size - 1)
+    callback(*args)
