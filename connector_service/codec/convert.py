@@ -8,6 +8,7 @@ parse as the other: no message is rebuilt field by field. A ``LiteralMap`` parse
 
 from __future__ import annotations
 
+import functools
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -21,6 +22,8 @@ from google.protobuf.message import DecodeError, Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from google.protobuf.descriptor import Descriptor
 
 __all__ = [
     "MESSAGES",
@@ -94,19 +97,42 @@ def reread(message: Message, kind: type[M]) -> M:
     """
     if isinstance(message, kind):
         return message
-    return read(message.SerializeToString(), kind)
+    return read(message.SerializeToString(), kind, discard=not _covers(kind, type(message)))
 
 
-def read(data: bytes | memoryview, kind: type[M]) -> M:
+def read(data: bytes | memoryview, kind: type[M], *, discard: bool = True) -> M:
     """Return the bytes of a message of either protocol as a ``kind``.
+
+    To ``discard`` what only the other protocol has takes as long as to parse: it goes through the
+    whole message.
 
     Raises:
         DecodeError: They are no message.
     """
-    message = kind()
-    message.MergeFromString(data)  # type: ignore[arg-type] # any buffer does
-    message.DiscardUnknownFields()
+    message = kind.FromString(data)  # type: ignore[arg-type] # any buffer does
+    if discard:
+        message.DiscardUnknownFields()
     return message
+
+
+@functools.cache
+def _covers(kind: type[Message], other: type[Message]) -> bool:
+    """Tell whether a ``kind`` has every field of another class, so that it leaves none behind."""
+    return _has_all(kind.DESCRIPTOR, other.DESCRIPTOR, set())
+
+
+def _has_all(kind: Descriptor, other: Descriptor, seen: set[tuple[str, str]]) -> bool:
+    pair = kind.full_name, other.full_name
+    if pair in seen:
+        return True
+    seen.add(pair)
+    for number, theirs in other.fields_by_number.items():
+        ours = kind.fields_by_number.get(number)
+        if ours is None or ours.type != theirs.type:
+            return False
+        if theirs.message_type and not _has_all(ours.message_type, theirs.message_type, seen):
+            return False
+    return True
 
 
 def leading(data: bytes, number: int) -> tuple[memoryview, memoryview] | None:

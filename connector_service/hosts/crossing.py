@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import DecodeError, Message
 
 from connector_service.codec.convert import MESSAGES, FlyteProtocol, read, reread, variables
-from connector_service.codec.literals import from_literal_map
+from connector_service.codec.plans import Plans
 from connector_service.errors import (
     AuthorError,
     ConnectorServiceError,
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
 __all__ = ["Crossing"]
 
 _FLYTE2 = FlyteProtocol.FLYTE2
+_LARGE = 1024 * 1024  # bytes of inputs
 _SHORT = 256  # characters of a message that is kept with its phase
 
 
 class Crossing:
     """How calls of one operation reach one connector's method; what never changes, found once."""
 
-    __slots__ = ("_takes", "method", "registration", "together", "write")
+    __slots__ = ("_takes", "decodes", "method", "registration", "together", "write")
 
     def __init__(self, registration: Registration, method: Method) -> None:
         """Take the connector and the method."""
@@ -50,6 +51,8 @@ class Crossing:
         # How polls are answered many at a time, where the connector can.
         self.together: tuple[Crossing, Batches] | None = None
         self._takes = tuple((name, _READERS[name](registration)) for name in method.takes)
+        # Whether it takes Python values that are made of literals.
+        self.decodes = "inputs" in method.takes and registration.shape is _FLYTE2
         # Writes what the method returned to a call: bytes for create, nothing for delete, else a
         # message. Raises AuthorError where that is not what the operation returns.
         self.write: Callable[[Any, Call], Any] = functools.partial(
@@ -65,6 +68,20 @@ class Crossing:
         arguments = {}
         for name, reader in self._takes:
             arguments[name] = reader(call)
+        return self._connected(arguments, call)
+
+    def read_inputs(self, call: Call) -> Any:
+        """Read the inputs alone, from any thread; raises as ``read``."""
+        return dict(self._takes)["inputs"](call)
+
+    def read_others(self, inputs: Any, call: Call) -> dict[str, Any]:
+        """Read the rest of what the method takes; raises as ``read``."""
+        arguments = {
+            name: inputs if name == "inputs" else reader(call) for name, reader in self._takes
+        }
+        return self._connected(arguments, call)
+
+    def _connected(self, arguments: dict[str, Any], call: Call) -> dict[str, Any]:
         method = self.method
         if call.protocol == _FLYTE2 or method.demands:
             connection = getattr(call.message, "connection", None)
@@ -84,20 +101,24 @@ _Reader = Callable[["Call"], Any]
 
 
 def _inputs(registration: Registration) -> _Reader:
-    kind = MESSAGES[registration.shape].inputs
-    plain = registration.shape is FlyteProtocol.FLYTE1
+    shape = registration.shape
+    kind: Any = MESSAGES[shape].inputs
+    plain = shape is FlyteProtocol.FLYTE1
+    decode = Plans().inputs
 
     def inputs(call: Call) -> Any:
-        if call.inputs_data is not None:
+        data = call.inputs_data
+        if data is not None:
             try:
-                message: Any = read(call.inputs_data, kind)
+                # What is unknown matters where it would be seen, and is the other protocol's.
+                message = read(data, kind, discard=plain and call.protocol != shape)
             except DecodeError:
                 raise InvalidRequestError(f"The inputs of {call.operation} are damaged.") from None
         else:
             message = reread(call.message.inputs if call.inputs is None else call.inputs, kind)
         if plain:
             return message
-        return from_literal_map(message, variables(call.message.template.interface.inputs))
+        return decode(message, call.message.template.interface.inputs)
 
     return inputs
 

@@ -807,9 +807,9 @@ async def test_nothing_is_re_read_where_shape_and_protocol_agree(
             conversions.append(kind.DESCRIPTOR.full_name)
         return got
 
-    def spy_on_inputs(data: Any, kind: Any) -> Any:
+    def spy_on_inputs(data: Any, kind: Any, *, discard: bool) -> Any:
         decoded.append((bytes(data), kind.DESCRIPTOR.full_name))
-        return read(data, kind)
+        return read(data, kind, discard=discard)
 
     monkeypatch.setattr(crossing, "reread", spy)
     monkeypatch.setattr(crossing, "read", spy_on_inputs)

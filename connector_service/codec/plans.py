@@ -1,0 +1,263 @@
+"""Literals to Python values by plans: how each declared type is read, found once.
+
+A task's interface is the same at every call, and most of what it declares are simple types, whose
+literals are read here by the shortest way. Whatever is not as declared is left to ``decode``, which
+knows every form and says what is wrong; so a value read here is the one that ``decode`` returns.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from flyteidl.core import interface_pb2, types_pb2
+
+from connector_service.codec.decode import decode
+from connector_service.codec.literals import from_literal_map
+from connector_service.codec.values import Trouble
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+__all__ = ["Plan", "Plans", "Reader"]
+
+Reader = Callable[[Any], Any]
+
+_Simple = types_pb2.SimpleType
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_BILLION = 1_000_000_000
+_FEW = 16  # elements: for fewer it is not worth to look at them as a whole
+_MOST_BYTES = 1024 * 1024  # of encoded interfaces that are kept, which take some times as much
+_LARGEST_KEPT = 128 * 1024  # bytes of one
+
+
+class Plan:
+    """How to read the inputs of one interface."""
+
+    __slots__ = ("_readers", "_whole")
+
+    def __init__(self, declared: Mapping[str, Any]) -> None:
+        """Take the variables by name; their types are kept, and with them all of their message."""
+        self._readers = {name: reader(variable.type) for name, variable in declared.items()}
+        readers = set(self._readers.values())
+        # Where all are strings, or all integers, they can be read in one go.
+        self._whole = _NAMED.get(readers.pop()) if len(readers) == 1 else None
+
+    def values(self, inputs: Any) -> dict[str, Any]:
+        """Return Flyte 2's ``Inputs`` as Python values, as ``from_literal_map`` does.
+
+        Raises:
+            Trouble, RecursionError: Something is wrong; ``from_literal_map`` says what.
+        """
+        literals, readers = inputs.literals, self._readers
+        if self._whole is not None and len(literals) >= _FEW:
+            values = self._whole(literals)
+            # All hold what is declared, each has a name of its own, and it is a variable's.
+            if len(values) == len(literals) and all(values.values()) and values.keys() <= readers.keys():
+                return values
+        values = {}
+        get = readers.get
+        for entry in literals:
+            name = entry.name
+            read = get(name)
+            values[name] = decode(entry.value, None) if read is None else read(entry.value)
+        return values
+
+
+class Plans:
+    """The plans of interfaces seen before, by what these look like encoded; for any thread."""
+
+    def __init__(self, most: int = _MOST_BYTES, largest: int = _LARGEST_KEPT) -> None:
+        """Take how many bytes of encoded interfaces are kept, and of one at most."""
+        self._plans: dict[bytes, Plan] = {}
+        self._most, self._largest = most, largest
+        self._bytes = 0
+        self._changing = threading.Lock()
+
+    def inputs(self, inputs: Any, declared: Message) -> dict[str, Any]:
+        """Decode Flyte 2's ``Inputs`` by an interface's ``VariableMap`` of either protocol.
+
+        Raises:
+            CodecError: As ``from_literal_map``.
+        """
+        # A map of variables may be written in any order, so that one interface may have many
+        # keys; but ours is made of the parsed message, and of small ones there are few orders.
+        key = declared.SerializeToString()
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._learn(key)
+        try:
+            return plan.values(inputs)
+        except (Trouble, RecursionError):
+            return from_literal_map(inputs, _variables(key))
+
+    def _learn(self, key: bytes) -> Plan:
+        plan = Plan(_variables(key))
+        if len(key) > self._largest:
+            return plan
+        plans = self._plans
+        with self._changing:
+            if key not in plans:
+                plans[key] = plan
+                self._bytes += len(key)
+            while self._bytes > self._most:
+                oldest = next(iter(plans))
+                del plans[oldest]
+                self._bytes -= len(oldest)
+        return plan
+
+
+def reader(declared: Any) -> Reader:
+    """Return what reads a literal of a declared type."""
+    arm = declared.WhichOneof("type")
+    if arm == "simple":
+        simple = _SIMPLE.get(declared.simple)
+        if simple is not None:
+            return simple
+    elif arm == "collection_type":
+        return functools.partial(_collection, declared, reader(declared.collection_type))
+    elif arm == "map_value_type":
+        return functools.partial(_map, declared, reader(declared.map_value_type))
+    return functools.partial(_other, declared)
+
+
+def _variables(encoded: bytes) -> Mapping[str, Any]:
+    """Read an encoded ``VariableMap``, apart from the request that it came with."""
+    by_name: Mapping[str, Any] = interface_pb2.VariableMap.FromString(encoded).variables
+    return by_name
+
+
+def _other(declared: Any, literal: Any) -> Any:
+    return decode(literal, declared)
+
+
+# --- simple values -----------------------------------------------------------------------------
+
+# A literal that holds another thing, or nothing, has the default of each thing that it might hold:
+# only where that is found must be asked what it holds.
+
+_DECLARED = {number: types_pb2.LiteralType(simple=number) for number in _Simple.values()}
+
+
+def _integer(literal: Any) -> Any:
+    primitive = literal.scalar.primitive
+    value = primitive.integer
+    if value or primitive.WhichOneof("value") == "integer":
+        return value
+    return decode(literal, _DECLARED[_Simple.INTEGER])
+
+
+def _float(literal: Any) -> Any:
+    primitive = literal.scalar.primitive
+    value = primitive.float_value
+    if value or primitive.WhichOneof("value") == "float_value":
+        return value
+    return decode(literal, _DECLARED[_Simple.FLOAT])
+
+
+def _string(literal: Any) -> Any:
+    primitive = literal.scalar.primitive
+    value = primitive.string_value
+    if value or primitive.WhichOneof("value") == "string_value":
+        return value
+    return decode(literal, _DECLARED[_Simple.STRING])
+
+
+def _boolean(literal: Any) -> Any:
+    primitive = literal.scalar.primitive
+    value = primitive.boolean
+    if value or primitive.WhichOneof("value") == "boolean":
+        return value
+    return decode(literal, _DECLARED[_Simple.BOOLEAN])
+
+
+def _datetime(literal: Any) -> Any:
+    moment = literal.scalar.primitive.datetime
+    seconds, nanos = moment.seconds, moment.nanos
+    if seconds and 0 <= nanos < _BILLION:
+        try:
+            return _EPOCH + dt.timedelta(0, seconds, nanos // 1000)
+        except OverflowError:
+            pass
+    return decode(literal, _DECLARED[_Simple.DATETIME])
+
+
+def _duration(literal: Any) -> Any:
+    length = literal.scalar.primitive.duration
+    seconds, nanos = length.seconds, length.nanos
+    if seconds and nanos >= 0:
+        try:
+            return dt.timedelta(0, seconds, nanos // 1000)
+        except OverflowError:
+            pass
+    return decode(literal, _DECLARED[_Simple.DURATION])
+
+
+_SIMPLE: dict[int, Reader] = {
+    _Simple.INTEGER: _integer,
+    _Simple.FLOAT: _float,
+    _Simple.STRING: _string,
+    _Simple.BOOLEAN: _boolean,
+    _Simple.DATETIME: _datetime,
+    _Simple.DURATION: _duration,
+}
+
+
+# --- many at a time ----------------------------------------------------------------------------
+
+
+def _collection(declared: Any, read: Reader, literal: Any) -> Any:
+    literals = literal.collection.literals
+    if not literals:
+        return decode(literal, declared)
+    try:
+        whole = _LISTED.get(read)
+        if whole is None:
+            return [read(item) for item in literals]
+        values = whole(literals)
+        if not all(values):
+            for index, value in enumerate(values):
+                if not value:
+                    values[index] = read(literals[index])
+    except Trouble:
+        return decode(literal, declared)  # it tells which element it is
+    return values
+
+
+def _map(declared: Any, read: Reader, literal: Any) -> Any:
+    literals = literal.map.literals
+    if not literals:
+        return decode(literal, declared)
+    try:
+        whole = _MAPPED.get(read)
+        if whole is None:
+            return {key: read(item) for key, item in literals.items()}
+        values = whole(literals)
+        if not all(values.values()):
+            for key, value in values.items():
+                if not value:
+                    values[key] = read(literals[key])
+    except Trouble:
+        return decode(literal, declared)
+    return values
+
+
+_LISTED: dict[Reader, Callable[[Any], list[Any]]] = {
+    _integer: lambda literals: [item.scalar.primitive.integer for item in literals],
+    _float: lambda literals: [item.scalar.primitive.float_value for item in literals],
+    _string: lambda literals: [item.scalar.primitive.string_value for item in literals],
+}
+_MAPPED: dict[Reader, Callable[[Any], dict[str, Any]]] = {
+    _integer: lambda literals: {k: v.scalar.primitive.integer for k, v in literals.items()},
+    _float: lambda literals: {k: v.scalar.primitive.float_value for k, v in literals.items()},
+    _string: lambda literals: {k: v.scalar.primitive.string_value for k, v in literals.items()},
+}
+_NAMED: dict[Reader, Callable[[Any], dict[str, Any]]] = {
+    _integer: lambda literals: {e.name: e.value.scalar.primitive.integer for e in literals},
+    _float: lambda literals: {e.name: e.value.scalar.primitive.float_value for e in literals},
+    _string: lambda literals: {e.name: e.value.scalar.primitive.string_value for e in literals},
+}
