@@ -22,8 +22,16 @@ from connector_service.codec.decode import decode
 from connector_service.codec.encode import DEEPEST_MESSAGES, encode
 from connector_service.codec.literal_types import to_literal_type
 from connector_service.codec.values import CodecError, Trouble, type_name
+from connector_service.codec.written import entry
 
-__all__ = ["from_literal_map", "to_literal", "to_literal_map", "to_literal_type", "to_python"]
+__all__ = [
+    "fill",
+    "from_literal_map",
+    "to_literal",
+    "to_literal_map",
+    "to_literal_type",
+    "to_python",
+]
 
 T = TypeVar("T")
 
@@ -70,17 +78,32 @@ def to_literal_map(
         literal = to_literal(values, path=path)
         if literal.WhichOneof("value") == "map":
             return literal.map
-    if not isinstance(values, Mapping):
-        raise CodecError(f"{path}: expected a mapping of names, found {type_name(type(values))}.")
     made = literals_pb2.LiteralMap()
-    literals = made.literals
+    fill(made, values, variables, path=path)
+    return made
+
+
+def fill(
+    made: Any,
+    values: Mapping[str, Any],
+    variables: Mapping[str, interface_pb2.Variable] | None = None,
+    *,
+    path: str = "outputs",
+) -> None:
+    """Encode named values into an empty ``LiteralMap``, or Flyte 2's ``Outputs``.
+
+    Raises:
+        CodecError: as ``to_literal_map``.
+    """
+    if type(values) is not dict and not isinstance(values, Mapping):
+        raise CodecError(f"{path}: expected a mapping of names, found {type_name(type(values))}.")
     name: object = None
+    parts = []
     try:
         for name, value in values.items():
-            key = _name(name)
+            key = name if type(name) is str else _name(name)
             variable = None if variables is None else variables.get(key)
-            declared = None if variable is None else _flyte1(variable.type)
-            literals[key].CopyFrom(encode(value, declared, DEEPEST_MESSAGES))
+            parts.append(entry(key, value, None if variable is None else _flyte1(variable.type)))
     except Trouble as trouble:
         raise trouble.under(name).error(path) from None
     except (RecursionError, UnicodeError) as error:
@@ -88,7 +111,8 @@ def to_literal_map(
         raise CodecError(
             f"{path}: {_TOO_DEEP if deep else 'has a name that is not text'}."
         ) from None
-    return made
+    made.SetInParent()
+    made.MergeFromString(b"".join(parts))
 
 
 @overload

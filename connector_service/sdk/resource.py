@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
 from connector_service.codec.convert import MESSAGES, FlyteProtocol, reread
-from connector_service.codec.literals import to_literal_map
+from connector_service.codec.literals import fill
 from connector_service.errors import AuthorError, InvalidMetaError
 
 if TYPE_CHECKING:
@@ -152,16 +152,17 @@ class Resource:
             AuthorError: ``custom_info`` is not JSON.
         """
         messages: Any = MESSAGES[protocol]
+        made = messages.resource(phase=self.phase, message=self.message)
         outputs = self.outputs
-        if outputs is not None and not isinstance(outputs, Message):
-            outputs = to_literal_map(outputs, output_variables, path="outputs")
-        return messages.resource(
-            phase=self.phase,
-            message=self.message,
-            log_links=[reread(link, messages.task_log) for link in self.log_links or ()],
-            outputs=None if outputs is None else reread(outputs, messages.outputs),
-            custom_info=_to_struct(self.custom_info) if self.custom_info else None,
-        )
+        if isinstance(outputs, Message):
+            made.outputs.CopyFrom(reread(outputs, messages.outputs))
+        elif outputs is not None:
+            fill(made.outputs, outputs, output_variables)
+        for link in self.log_links or ():
+            made.log_links.append(reread(link, messages.task_log))
+        if self.custom_info:
+            made.custom_info.CopyFrom(_to_struct(self.custom_info))
+        return made
 
     @classmethod
     def from_flyte_idl(cls, message: agent_pb2.Resource) -> Self:
