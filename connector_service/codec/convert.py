@@ -23,8 +23,6 @@ from google.protobuf.message import DecodeError, Message
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from google.protobuf.descriptor import Descriptor
-
 __all__ = [
     "MESSAGES",
     "FlyteProtocol",
@@ -97,7 +95,8 @@ def reread(message: Message, kind: type[M]) -> M:
     """
     if isinstance(message, kind):
         return message
-    return read(message.SerializeToString(), kind, discard=not _covers(kind, type(message)))
+    lingers = not _covers(kind, type(message))  # type: ignore[arg-type] # classes are hashable
+    return read(message.SerializeToString(), kind, discard=lingers)
 
 
 def read(data: bytes | memoryview, kind: type[M], *, discard: bool = True) -> M:
@@ -121,7 +120,7 @@ def _covers(kind: type[Message], other: type[Message]) -> bool:
     return _has_all(kind.DESCRIPTOR, other.DESCRIPTOR, set())
 
 
-def _has_all(kind: Descriptor, other: Descriptor, seen: set[tuple[str, str]]) -> bool:
+def _has_all(kind: Any, other: Any, seen: set[tuple[str, str]]) -> bool:
     pair = kind.full_name, other.full_name
     if pair in seen:
         return True

@@ -31,6 +31,8 @@ _Simple = types_pb2.SimpleType
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _BILLION = 1_000_000_000
 _FEW = 16  # elements: for fewer it is not worth to look at them as a whole
+_MANY = 4096  # literals by name: to decode so many takes some milliseconds
+_MUCH = 256 * 1024  # bytes in which there may be so many elements
 _MOST_BYTES = 1024 * 1024  # of encoded interfaces that are kept, which take some times as much
 _LARGEST_KEPT = 128 * 1024  # bytes of one
 
@@ -38,26 +40,42 @@ _LARGEST_KEPT = 128 * 1024  # bytes of one
 class Plan:
     """How to read the inputs of one interface."""
 
-    __slots__ = ("_readers", "_whole")
+    __slots__ = ("_declared", "_readers", "_simple", "_whole")
 
     def __init__(self, declared: Mapping[str, Any]) -> None:
-        """Take the variables by name; their types are kept, and with them all of their message."""
+        """Take the variables by name, which are kept."""
+        self._declared = declared
         self._readers = {name: reader(variable.type) for name, variable in declared.items()}
         readers = set(self._readers.values())
+        self._simple = readers <= _ALL_SIMPLE
         # Where all are strings, or all integers, they can be read in one go.
         self._whole = _NAMED.get(readers.pop()) if len(readers) == 1 else None
 
-    def values(self, inputs: Any) -> dict[str, Any]:
-        """Return Flyte 2's ``Inputs`` as Python values, as ``from_literal_map`` does.
+    def fits(self, inputs: Any) -> bool:
+        """Tell whether each of the inputs is one value, as far as declared."""
+        return self._simple and len(self._readers) >= len(inputs.literals)
+
+    def decode(self, inputs: Any) -> dict[str, Any]:
+        """Return Flyte 2's ``Inputs`` as Python values.
 
         Raises:
-            Trouble, RecursionError: Something is wrong; ``from_literal_map`` says what.
+            CodecError: As ``from_literal_map``.
         """
+        try:
+            return self._values(inputs)
+        except (Trouble, RecursionError):
+            return from_literal_map(inputs, self._declared)  # it says where and what
+
+    def _values(self, inputs: Any) -> dict[str, Any]:
         literals, readers = inputs.literals, self._readers
         if self._whole is not None and len(literals) >= _FEW:
             values = self._whole(literals)
             # All hold what is declared, each has a name of its own, and it is a variable's.
-            if len(values) == len(literals) and all(values.values()) and values.keys() <= readers.keys():
+            if (
+                len(values) == len(literals)
+                and all(values.values())
+                and values.keys() <= readers.keys()
+            ):
                 return values
         values = {}
         get = readers.get
@@ -78,25 +96,27 @@ class Plans:
         self._bytes = 0
         self._changing = threading.Lock()
 
-    def inputs(self, inputs: Any, declared: Message) -> dict[str, Any]:
-        """Decode Flyte 2's ``Inputs`` by an interface's ``VariableMap`` of either protocol.
+    def prepare(
+        self, inputs: Any, declared: Any, size: int
+    ) -> tuple[Callable[[], dict[str, Any]], bool]:
+        """Return what decodes inputs of ``size`` bytes, and whether it takes more than 5 ms or so.
 
-        Raises:
-            CodecError: As ``from_literal_map``.
+        It may be called on any thread, and raises as ``from_literal_map``.
         """
+        if len(inputs.literals) >= _MANY or len(declared.variables) >= _MANY:
+            return lambda: self.find(declared).decode(inputs), True
+        plan = self.find(declared)
+        return functools.partial(plan.decode, inputs), size >= _MUCH and not plan.fits(inputs)
+
+    def find(self, declared: Message) -> Plan:
+        """Return the plan for an interface's ``VariableMap`` of either protocol."""
         # A map of variables may be written in any order, so that one interface may have many
         # keys; but ours is made of the parsed message, and of small ones there are few orders.
         key = declared.SerializeToString()
-        plan = self._plans.get(key)
-        if plan is None:
-            plan = self._learn(key)
-        try:
-            return plan.values(inputs)
-        except (Trouble, RecursionError):
-            return from_literal_map(inputs, _variables(key))
+        return self._plans.get(key) or self._learn(key)
 
     def _learn(self, key: bytes) -> Plan:
-        plan = Plan(_variables(key))
+        plan = Plan(interface_pb2.VariableMap.FromString(key).variables)
         if len(key) > self._largest:
             return plan
         plans = self._plans
@@ -123,12 +143,6 @@ def reader(declared: Any) -> Reader:
     elif arm == "map_value_type":
         return functools.partial(_map, declared, reader(declared.map_value_type))
     return functools.partial(_other, declared)
-
-
-def _variables(encoded: bytes) -> Mapping[str, Any]:
-    """Read an encoded ``VariableMap``, apart from the request that it came with."""
-    by_name: Mapping[str, Any] = interface_pb2.VariableMap.FromString(encoded).variables
-    return by_name
 
 
 def _other(declared: Any, literal: Any) -> Any:
@@ -205,7 +219,7 @@ _SIMPLE: dict[int, Reader] = {
     _Simple.DATETIME: _datetime,
     _Simple.DURATION: _duration,
 }
-
+_ALL_SIMPLE = frozenset(_SIMPLE.values())
 
 # --- many at a time ----------------------------------------------------------------------------
 

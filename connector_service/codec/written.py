@@ -7,11 +7,12 @@ messages one in another, which to write as bytes takes half the time that making
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from connector_service.codec.encode import DEEPEST_MESSAGES, encode
-from connector_service.codec.values import Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["entry"]
 

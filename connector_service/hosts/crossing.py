@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from connector_service.runtime.call import Call
     from connector_service.sdk.registry import Registration
 
-__all__ = ["Crossing"]
+__all__ = ["Crossing", "Values"]
 
 _FLYTE2 = FlyteProtocol.FLYTE2
-_LARGE = 1024 * 1024  # bytes of inputs
+_LARGE = 64 * 1024  # bytes of inputs; they may hold thousands of literals
 _SHORT = 256  # characters of a message that is kept with its phase
 
 
 class Crossing:
     """How calls of one operation reach one connector's method; what never changes, found once."""
 
-    __slots__ = ("_takes", "decodes", "method", "registration", "together", "write")
+    __slots__ = ("_takes", "inputs", "method", "registration", "together", "write")
 
     def __init__(self, registration: Registration, method: Method) -> None:
         """Take the connector and the method."""
@@ -51,8 +51,9 @@ class Crossing:
         # How polls are answered many at a time, where the connector can.
         self.together: tuple[Crossing, Batches] | None = None
         self._takes = tuple((name, _READERS[name](registration)) for name in method.takes)
-        # Whether it takes Python values that are made of literals.
-        self.decodes = "inputs" in method.takes and registration.shape is _FLYTE2
+        # What reads the inputs, where the method takes them as Python values.
+        inputs = dict(self._takes).get("inputs")
+        self.inputs = inputs if isinstance(inputs, Values) else None
         # Writes what the method returned to a call: bytes for create, nothing for delete, else a
         # message. Raises AuthorError where that is not what the operation returns.
         self.write: Callable[[Any, Call], Any] = functools.partial(
@@ -70,12 +71,8 @@ class Crossing:
             arguments[name] = reader(call)
         return self._connected(arguments, call)
 
-    def read_inputs(self, call: Call) -> Any:
-        """Read the inputs alone, from any thread; raises as ``read``."""
-        return dict(self._takes)["inputs"](call)
-
     def read_others(self, inputs: Any, call: Call) -> dict[str, Any]:
-        """Read the rest of what the method takes; raises as ``read``."""
+        """Read what the method takes beside inputs that are known already; raises as ``read``."""
         arguments = {
             name: inputs if name == "inputs" else reader(call) for name, reader in self._takes
         }
@@ -100,27 +97,42 @@ class Crossing:
 _Reader = Callable[["Call"], Any]
 
 
+class Values:
+    """Reads inputs as Python values; large ones in two parts, the second on any thread."""
+
+    def __init__(self) -> None:
+        self._plans = Plans()
+
+    def __call__(self, call: Call) -> dict[str, Any]:
+        """Read them at once."""
+        message = _parse(call, _FLYTE2)
+        return self._plans.find(call.message.template.interface.inputs).decode(message)
+
+    def are_large(self, call: Call) -> bool:
+        """Tell whether they may take long to decode: parse them, to know."""
+        return call.inputs_data is not None and len(call.inputs_data) >= _LARGE
+
+    def parse(self, call: Call) -> tuple[Callable[[], dict[str, Any]], bool]:
+        """Return what decodes the inputs, and whether that takes long."""
+        declared = call.message.template.interface.inputs
+        return self._plans.prepare(_parse(call, _FLYTE2), declared, len(call.inputs_data or b""))
+
+
 def _inputs(registration: Registration) -> _Reader:
     shape = registration.shape
-    kind: Any = MESSAGES[shape].inputs
-    plain = shape is FlyteProtocol.FLYTE1
-    decode = Plans().inputs
+    return Values() if shape is _FLYTE2 else lambda call: _parse(call, shape)
 
-    def inputs(call: Call) -> Any:
-        data = call.inputs_data
-        if data is not None:
-            try:
-                # What is unknown matters where it would be seen, and is the other protocol's.
-                message = read(data, kind, discard=plain and call.protocol != shape)
-            except DecodeError:
-                raise InvalidRequestError(f"The inputs of {call.operation} are damaged.") from None
-        else:
-            message = reread(call.message.inputs if call.inputs is None else call.inputs, kind)
-        if plain:
-            return message
-        return decode(message, call.message.template.interface.inputs)
 
-    return inputs
+def _parse(call: Call, shape: FlyteProtocol) -> Any:
+    kind = MESSAGES[shape].inputs
+    if call.inputs_data is None:
+        return reread(call.message.inputs if call.inputs is None else call.inputs, kind)
+    try:
+        # What is unknown matters where it would be seen, and is the other protocol's.
+        unknown = shape not in (_FLYTE2, call.protocol)
+        return read(call.inputs_data, kind, discard=unknown)
+    except DecodeError:
+        raise InvalidRequestError(f"The inputs of {call.operation} are damaged.") from None
 
 
 def _meta(registration: Registration) -> _Reader:

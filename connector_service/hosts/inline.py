@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from connector_service.errors import UnsupportedOperationError, WrongKindError
-from connector_service.hosts.crossing import Crossing
+from connector_service.hosts.crossing import Crossing, Values
 from connector_service.runtime.batch import Batches
 from connector_service.runtime.invoker import contain
 from connector_service.runtime.route import Served
@@ -46,6 +48,7 @@ class InlineHost:
         self._registry = registry
         self._invoker = invoker
         self._crossings: dict[tuple[TaskCategory | None, Operation], Crossing] = {}
+        self._decoder: ThreadPoolExecutor | None = None  # made when it is needed
 
     def categories(self) -> Mapping[TaskCategory, Served]:
         """Tell what the registry holds."""
@@ -71,6 +74,8 @@ class InlineHost:
         crossing = self._crossing(call)
         if crossing.together is not None:
             return self._poll(crossing, *crossing.together, call, call.deadline)
+        if crossing.inputs is not None and crossing.inputs.are_large(call):
+            return self._decode(crossing, crossing.inputs, call)
         return self._invoker.operate(
             crossing.method, crossing.read, crossing.write, call, call.deadline
         )
@@ -103,6 +108,24 @@ class InlineHost:
         ) as items:
             async for item in items:
                 await send(contain(crossing.write_item, item, call))
+
+    async def _decode(self, crossing: Crossing, inputs: Values, call: Call) -> Any:
+        """Run a call with large inputs: what takes long is done on a thread, and others go on.
+
+        One at a time: more would not end sooner, and each of them would hold up the event loop.
+        """
+        decode, is_long = inputs.parse(call)
+        if is_long:
+            if self._decoder is None:
+                self._decoder = ThreadPoolExecutor(1, "decode-inputs")
+            values = await asyncio.get_running_loop().run_in_executor(self._decoder, decode)
+        else:
+            values = decode()
+        read = functools.partial(crossing.read_others, values)
+        del decode, values  # what they hold is large, and the connector may take its time
+        return await self._invoker.operate(
+            crossing.method, read, crossing.write, call, call.deadline
+        )
 
     async def _poll(
         self,
