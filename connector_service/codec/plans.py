@@ -67,18 +67,15 @@ class Plan:
             return from_literal_map(inputs, self._declared)  # it says where and what
 
     def _values(self, inputs: Any) -> dict[str, Any]:
-        literals, readers = inputs.literals, self._readers
+        literals = inputs.literals
         if self._whole is not None and len(literals) >= _FEW:
             values = self._whole(literals)
-            # All hold what is declared, each has a name of its own, and it is a variable's.
-            if (
-                len(values) == len(literals)
-                and all(values.values())
-                and values.keys() <= readers.keys()
-            ):
+            # Each has a name of its own, and none the default that may stand for another thing;
+            # a name that is no variable's has, undeclared, the same value.
+            if len(values) == len(literals) and all(values.values()):
                 return values
         values = {}
-        get = readers.get
+        get = self._readers.get
         for entry in literals:
             name = entry.name
             read = get(name)
