@@ -1,0 +1,104 @@
+"""What many or large inputs cost others: the event loop goes on while they are decoded."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from flyteidl.core import interface_pb2, literals_pb2
+from flyteidl.core.tasks_pb2 import TaskTemplate
+from flyteidl2.task import common_pb2
+
+from connector_service import from_literal_map
+from connector_service.codec import to_literal_type
+
+SOURCE = """
+import asyncio
+import time
+
+from connector_service import *
+
+class Two(AsyncConnector):
+    task_type_name = "two"
+    metadata_type = ResourceMeta
+    longest = 0.0
+    ticking = None
+
+    async def create(self, task_template, output_prefix, inputs, **kwargs):
+        return ResourceMeta()
+
+    async def get(self, resource_meta, **kwargs):
+        if self.ticking is None:
+            self.ticking = asyncio.create_task(self.tick())
+            await asyncio.sleep(0.01)
+        longest, self.longest = self.longest, 0.0
+        return Resource(Phase.RUNNING, message=str(longest))
+
+    async def tick(self):
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.001)
+            self.longest = max(self.longest, time.monotonic() - before)
+
+    async def delete(self, resource_meta, **kwargs):
+        pass
+
+ConnectorRegistry.register(Two())
+"""
+LITERALS = 60_000
+
+
+def unions() -> tuple[TaskTemplate, literals_pb2.LiteralMap]:
+    """Make inputs that are quickly parsed, and take long to decode: ints that might be none."""
+    declared = to_literal_type(list[int | None])
+    inputs = literals_pb2.LiteralMap()
+    literals = inputs.literals["numbers"].collection.literals
+    one = literals_pb2.Literal()
+    one.scalar.union.value.scalar.primitive.integer = 1
+    one.scalar.union.type.CopyFrom(declared.collection_type.union_type.variants[0])
+    literals.extend([one] * LITERALS)
+    interface = interface_pb2.TypedInterface(
+        inputs={"variables": {"numbers": interface_pb2.Variable(type=declared)}}
+    )
+    return TaskTemplate(type="two", interface=interface), inputs
+
+
+def seconds_to_decode(template: TaskTemplate, inputs: literals_pb2.LiteralMap) -> float:
+    """Take the time that decoding takes on this machine, in this moment."""
+    message = common_pb2.Inputs.FromString(inputs.SerializeToString())
+    before = time.monotonic()
+    decoded = from_literal_map(message, template.interface.inputs.variables)
+    assert decoded == {"numbers": [1] * LITERALS}
+    return time.monotonic() - before
+
+
+@pytest.mark.parametrize("protocol", ["flyteidl", "flyteidl2"])
+async def test_other_calls_go_on_while_large_inputs_are_decoded(
+    daemon: Any, reach: Any, protocol: str
+) -> None:
+    """The service's event loop never stands still for a third of what decoding takes."""
+    flyte = reach(protocol, daemon(SOURCE).endpoint)
+    template, inputs = unions()
+    takes = seconds_to_decode(template, inputs)
+
+    async def longest_stop() -> float:
+        """Return the longest time that the service's loop did nothing since asked last."""
+        return float((await flyte.get(b"{}", "two")).message)
+
+    await longest_stop()
+    await flyte.create(template, inputs, prefix="mem://first")  # what is loaded only once
+    await longest_stop()
+    create = asyncio.create_task(flyte.create(template, inputs, prefix="mem://second"))
+    answered = 0
+    while not create.done():
+        await flyte.get(b"{}", "two")
+        answered += 1
+    await create
+    assert answered > 1
+    stops: list[float] = []
+    for number in range(3):
+        await flyte.create(template, inputs, prefix=f"mem://{number}")
+        stops.append(await longest_stop())
+    assert min(stops) < takes / 3, (stops, takes)
