@@ -31,6 +31,7 @@ _Simple = types_pb2.SimpleType
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _BILLION = 1_000_000_000
 _FEW = 16  # elements: for fewer it is not worth to look at them as a whole
+_MANY_STRINGS = 64
 _MANY = 4096  # literals by name: to decode so many takes some milliseconds
 _MUCH = 256 * 1024  # bytes in which there may be so many elements
 _MOST_BYTES = 1024 * 1024  # of encoded interfaces that are kept, which take some times as much
@@ -40,7 +41,7 @@ _LARGEST_KEPT = 128 * 1024  # bytes of one
 class Plan:
     """How to read the inputs of one interface."""
 
-    __slots__ = ("_declared", "_readers", "_simple", "_whole")
+    __slots__ = ("_declared", "_readers", "_simple", "_whole", "many_strings")
 
     def __init__(self, declared: Mapping[str, Any]) -> None:
         """Take the variables by name, which are kept."""
@@ -48,6 +49,8 @@ class Plan:
         self._readers = {name: reader(variable.type) for name, variable in declared.items()}
         readers = set(self._readers.values())
         self._simple = readers <= _ALL_SIMPLE
+        # Whether it is worth to try ``columns.strings``.
+        self.many_strings = readers == {_string} and len(self._readers) >= _MANY_STRINGS
         # Where all are strings, or all integers, they can be read in one go.
         self._whole = _NAMED.get(readers.pop()) if len(readers) == 1 else None
 

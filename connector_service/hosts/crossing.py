@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError, Message
 
+from connector_service.codec.columns import strings
 from connector_service.codec.convert import MESSAGES, FlyteProtocol, read, reread, variables
 from connector_service.codec.plans import Plans
 from connector_service.errors import (
@@ -36,6 +37,8 @@ __all__ = ["Crossing", "Values"]
 
 _FLYTE2 = FlyteProtocol.FLYTE2
 _LARGE = 64 * 1024  # bytes of inputs; they may hold thousands of literals
+_COPIED = 2 * 1024 * 1024  # bytes of inputs that may be held once more
+_FEW = 4096  # variables
 _SHORT = 256  # characters of a message that is kept with its phase
 
 
@@ -105,8 +108,9 @@ class Values:
 
     def __call__(self, call: Call) -> dict[str, Any]:
         """Read them at once."""
-        message = _parse(call, _FLYTE2)
-        return self._plans.find(call.message.template.interface.inputs).decode(message)
+        plan = self._plans.find(call.message.template.interface.inputs)
+        values = _strings(call) if plan.many_strings else None
+        return plan.decode(_parse(call, _FLYTE2)) if values is None else values
 
     def are_large(self, call: Call) -> bool:
         """Tell whether they may take long to decode: parse them, to know."""
@@ -114,8 +118,18 @@ class Values:
 
     def parse(self, call: Call) -> tuple[Callable[[], dict[str, Any]], bool]:
         """Return what decodes the inputs, and whether that takes long."""
-        declared = call.message.template.interface.inputs
-        return self._plans.prepare(_parse(call, _FLYTE2), declared, len(call.inputs_data or b""))
+        declared, data = call.message.template.interface.inputs, call.inputs_data or b""
+        if len(data) <= _COPIED and len(declared.variables) <= _FEW:
+            values = _strings(call) if self._plans.find(declared).many_strings else None
+            if values is not None:
+                return lambda: values, False
+        return self._plans.prepare(_parse(call, _FLYTE2), declared, len(data))
+
+
+def _strings(call: Call) -> dict[str, str] | None:
+    """Decode inputs that should be strings alone; None where that is not the way to do it."""
+    data = call.inputs_data
+    return None if data is None or len(data) > _COPIED else strings(bytes(data))
 
 
 def _inputs(registration: Registration) -> _Reader:

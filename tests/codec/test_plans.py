@@ -20,6 +20,7 @@ from connector_service.codec import (
     to_literal_map,
     to_literal_type,
 )
+from connector_service.codec.columns import strings
 from connector_service.codec.convert import reread
 from connector_service.codec.plans import Plans
 
@@ -219,6 +220,55 @@ def test_what_takes_long_is_told_by_the_number_of_literals(
     decode, is_long = Plans().prepare(inputs(to_literal_map(values)), declared, size)
     assert is_long is long
     assert decode() == values
+
+
+# --- columns of strings ------------------------------------------------------------------------
+
+
+def literal(*primitive: bytes) -> bytes:
+    """Encode a literal around the bytes of primitives."""
+    return b"".join(field(1, field(1, one)) for one in primitive)
+
+
+def field(number: int, data: bytes) -> bytes:
+    """Encode a short field of bytes."""
+    return bytes((number << 3 | 2, len(data))) + data
+
+
+GOOD = field(1, field(1, b"a") + field(2, literal(field(3, b"x"))))
+
+
+@QUICK
+@given(values=st.dictionaries(OF_KIND[str].filter(bool), OF_KIND[str]))
+def test_strings_are_read_as_columns(values: dict[str, str]) -> None:
+    """Empty texts too, each text under its own name, in the order they came."""
+    message = inputs(to_literal_map(values))
+    decoded = strings(message.SerializeToString())
+    assert decoded == values
+    assert list(decoded or {}) == list(from_literal_map(message))
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        field(1, field(1, b"b") + field(1, b"c")) + field(1, field(2, literal(field(3, b"y")) * 2)),
+        field(1, field(1, b"b")) + field(1, field(2, literal(field(3, b"y")))),
+        field(1, field(1, b"b") + field(2, b"")),
+        field(1, field(1, b"b") + field(2, literal(field(3, b"y"), field(3, b"z")))),
+        field(1, field(1, b"b") + field(2, literal(b"\x08\x01"))),
+        field(1, field(1, b"b") + field(2, literal(field(3, b"y")) + field(4, b"hash"))),
+        field(1, field(1, b"b") + field(2, literal(field(3, b"y"))) + field(3, b"more")),
+        field(2, b"a context"),
+        field(1, field(1, b"b") + field(2, literal(field(3, b"\xff")))),
+        field(1, field(1, b"\xff") + field(2, literal(field(3, b"y")))),
+        b"\x0a\x7f",
+    ],
+)
+def test_what_is_no_column_of_strings_is_left_to_others(entries: bytes) -> None:
+    """Names and texts that only happen to be as many are no pairs; nor is anything more let go."""
+    assert strings(GOOD) == {"a": "x"}
+    assert strings(GOOD + GOOD) == {"a": "x"}
+    assert strings(GOOD + entries) is None
 
 
 # --- and back ----------------------------------------------------------------------------------
