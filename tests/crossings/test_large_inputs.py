@@ -7,12 +7,14 @@ import time
 from typing import Any
 
 import pytest
+from flyte_clients import Meta, make_connector
 from flyteidl.core import interface_pb2, literals_pb2
 from flyteidl.core.tasks_pb2 import TaskTemplate
 from flyteidl2.task import common_pb2
 
-from connector_service import from_literal_map
+from connector_service import from_literal_map, to_literal_map
 from connector_service.codec import to_literal_type
+from connector_service.testing import serve
 
 SOURCE = """
 import asyncio
@@ -102,3 +104,29 @@ async def test_other_calls_go_on_while_large_inputs_are_decoded(
         await flyte.create(template, inputs, prefix=f"mem://{number}")
         stops.append(await longest_stop())
     assert min(stops) < takes / 3, (stops, takes)
+
+
+@pytest.mark.parametrize("protocol", ["flyteidl", "flyteidl2"])
+@pytest.mark.parametrize("length", [10, 2_000, 30_000], ids=["small", "large", "very large"])
+async def test_many_inputs_arrive_as_they_were_sent(reach: Any, protocol: str, length: int) -> None:
+    """Whichever way is quickest for their number and size, and a wrong one is named."""
+    seen: list[Any] = []
+
+    def create(self: Any, inputs: dict[str, Any]) -> Meta:
+        seen.append(inputs)
+        return Meta("1")
+
+    values: dict[str, Any] = {f"n{number}": f"{number}" * length for number in range(100)}
+    declared = {
+        name: interface_pb2.Variable(type=to_literal_type(str)) for name in (*values, "other")
+    }
+    template = TaskTemplate(type="crossed", interface={"inputs": {"variables": declared}})
+    async with serve(make_connector("connector", create=create)) as served:
+        flyte = reach(protocol, served.endpoint)
+        await flyte.create(template, to_literal_map(values), prefix="mem://strings")
+        none = values | {"n7": ""}
+        await flyte.create(template, to_literal_map(none), prefix="mem://empty")
+        wrong = to_literal_map(values | {"n7": 7})
+        failed = await flyte.create(template, wrong, prefix="mem://wrong")
+    assert b"inputs.n7: expected STRING, found int" in failed  # the job's end, in its meta
+    assert seen == [values, none]
