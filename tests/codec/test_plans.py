@@ -252,6 +252,7 @@ def test_strings_are_read_as_columns(values: dict[str, str]) -> None:
     "entries",
     [
         field(1, field(1, b"b") + field(1, b"c")) + field(1, field(2, literal(field(3, b"y")) * 2)),
+        field(1, field(1, b"b") + field(1, b"c") + field(2, literal(field(3, b"y")) * 2)),
         field(1, field(1, b"b")) + field(1, field(2, literal(field(3, b"y")))),
         field(1, field(1, b"b") + field(2, b"")),
         field(1, field(1, b"b") + field(2, literal(field(3, b"y"), field(3, b"z")))),
