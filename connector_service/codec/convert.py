@@ -8,6 +8,7 @@ parse as the other: no message is rebuilt field by field. A ``LiteralMap`` parse
 
 from __future__ import annotations
 
+import functools
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -26,6 +27,7 @@ __all__ = [
     "MESSAGES",
     "FlyteProtocol",
     "Messages",
+    "begin_field",
     "leading",
     "named_literals",
     "read",
@@ -107,6 +109,17 @@ def read(data: bytes | memoryview, kind: type[M]) -> M:
     message.MergeFromString(data)  # type: ignore[arg-type] # any buffer does
     message.DiscardUnknownFields()
     return message
+
+
+@functools.lru_cache(1024)
+def begin_field(number: int, size: int) -> bytes:
+    """Write what stands before a field of ``size`` bytes: its number, its kind and its length."""
+    written = bytearray((number << 3 | _BYTES,))
+    while size > 0x7F:
+        written.append(size & 0x7F | 0x80)
+        size >>= 7
+    written.append(size)
+    return bytes(written)
 
 
 def leading(data: bytes, number: int) -> tuple[memoryview, memoryview] | None:

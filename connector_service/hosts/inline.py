@@ -77,19 +77,17 @@ class InlineHost:
 
     def prepare(self, category: TaskCategory, operation: Operation) -> Runner:
         """Return what runs one operation of a category as ``run`` does, until a deadline."""
-        registry, operate = self._registry, self._invoker.operate
-        known: Crossing | None = None
+        registry = self._registry
+        operate: Runner | None = None
         seen = -1
 
         def run(call: Call, deadline: float) -> Awaitable[Any]:
-            nonlocal known, seen
-            if known is None or registry.changes != seen:
+            nonlocal operate, seen
+            if operate is None or registry.changes != seen:
                 changes = registry.changes
-                known = self._crossing(call)
+                operate = self._operate(self._crossing(call))
                 seen = changes
-            if known.together is not None:
-                return self._poll(known, *known.together, call, deadline)
-            return operate(known.method, known.read, known.write, call, deadline)
+            return operate(call, deadline)
 
         return run
 
@@ -104,6 +102,11 @@ class InlineHost:
             async for item in items:
                 await send(contain(crossing.write_item, item, call))
 
+    def _operate(self, crossing: Crossing) -> Runner:
+        if crossing.together is not None:
+            return functools.partial(self._poll, crossing, *crossing.together)
+        return self._invoker.prepare(crossing.method, crossing.read, crossing.write)
+
     async def _poll(
         self,
         crossing: Crossing,
@@ -113,7 +116,7 @@ class InlineHost:
         deadline: float | None,
     ) -> Any:
         """Run a poll, with others where there are any; else alone, by ``crossing``."""
-        more = contain(together.read, call)
+        more = dict(contain(together.read, call))
         meta = more.pop("resource_metas")
 
         async def alone() -> Any:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flyteidl.admin.agent_pb2 import Agent
 
     from connector_service.config import ConnectorSection
+    from connector_service.runtime.call import Refuse
     from connector_service.runtime.guarantees import Guarantees
     from connector_service.runtime.hooks import Kind
     from connector_service.runtime.route import Host, Route
@@ -75,6 +76,10 @@ class Dispatcher:
 
     def dispatch(self, call: Call) -> Awaitable[Outcome]:
         """Answer one call, whatever happens on the way; only a caller who left raises."""
+        return self.answer(call, None, None)
+
+    def answer(self, call: Call, refuse: Refuse | None, context: Any) -> Awaitable[Any]:
+        """Answer one call with its value, or have ``refuse`` end it, which is given ``context``."""
         route = self.routes.by_category.get(call.category)  # type: ignore[arg-type] # none is None
         if (
             route is None
@@ -82,10 +87,15 @@ class Dispatcher:
             or (call.operation in _ON_JOBS and call.message.resource_meta.startswith(MAGIC))
         ):
             return self._observed(
-                call, route, functools.partial(self._without_host, route=route), None
+                call,
+                route,
+                functools.partial(self._without_host, route=route),
+                None,
+                refuse,
+                context,
             )
         plan = route.plans.get((call.protocol, call.operation)) or self._plan(route, call)
-        return self._observed(call, route, plan.run, plan.kind)
+        return self._observed(call, route, plan.run, plan.kind, refuse, context)
 
     def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> Awaitable[Outcome]:
         """Answer one call with many messages, each given to ``send`` as it comes."""
@@ -122,7 +132,10 @@ class Dispatcher:
         route: Route | None,
         run: Callable[[Call], Awaitable[Any]],
         kind: Kind | None,
-    ) -> Outcome:
+        refuse: Refuse | None = None,
+        context: Any = None,
+    ) -> Any:
+        """Return what a call came to, as ``answer`` does, or without ``refuse`` its ``Outcome``."""
         started = time.perf_counter()
         if kind is None:
             self._hooks.started(call.protocol, call.operation)
@@ -133,11 +146,11 @@ class Dispatcher:
         try:
             if call.problem is not None:
                 raise call.problem  # noqa: TRY301 - refused, logged and counted as any other
-            return Outcome(await run(call))
+            value = await run(call)
+            return Outcome(value) if refuse is None else value
         except Exception as caught:  # noqa: BLE001 - every error has a status
             error = caught
             status = self._classify(caught, call)
-            return Outcome(status=status)
         except BaseException as caught:
             error = caught
             status = self._classify(caught, call)
@@ -150,6 +163,7 @@ class Dispatcher:
                 self._tell(call, route, seconds, status, error)
             # The traceback of `error` holds this frame: a cycle that would hold the request.
             error = None
+        return Outcome(status=status) if refuse is None else await refuse(context, status)
 
     def _tell(
         self,

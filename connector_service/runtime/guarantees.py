@@ -138,19 +138,9 @@ class Guarantees:
         return meta
 
     def _source(self, route: Route) -> Source:
-        bulkhead, run = route.bulkhead, route.runner(Operation.GET)
-
-        async def fetch(call: Call, deadline: float) -> Any:
-            since = bulkhead.enter(deadline)
-            if since is None:
-                since = await bulkhead.wait(deadline)
-            try:
-                return await run(call, deadline)
-            finally:
-                bulkhead.leave(since)
-
+        fetch = route.runner(Operation.GET)
         delete = functools.partial(self._delete_polled, route)
-        return Source(route.policy, fetch, delete, route.permanent)
+        return Source(route.policy, route.bulkhead, fetch, delete, route.permanent)
 
     async def _delete_polled(self, route: Route, call: Call) -> None:
         await self._delete(route, _deleting(route, call))

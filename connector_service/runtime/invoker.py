@@ -8,7 +8,9 @@ import inspect
 import logging
 import threading
 import time
+import types
 from collections.abc import AsyncIterator, Iterator, Mapping
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from connector_service.errors import ConnectorFault, DeadlineError
@@ -19,7 +21,7 @@ from connector_service.sdk.deadline import DEADLINE
 from connector_service.sdk.method import Method, Style
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 
 __all__ = ["Invoker", "contain"]
 
@@ -33,6 +35,7 @@ _CLOSING = 5.0  # seconds that an async generator gets for its `finally`
 _END = object()
 _NONE: Mapping[str, Any] = {}
 _LATE = "The connector did not answer within the call's deadline."
+_CANCELLED = "The connector cancelled itself."
 _CLOSE_FAILED = "A connector's generator failed while it was closed."
 
 
@@ -80,10 +83,25 @@ class Invoker:
 
         Both may run connector code, of its resource meta. Raises as ``invoke``.
         """
-        lane = self._lane(method)
-        if method.style is not Style.COROUTINE or lane.loop is not None:
-            return self._operate(method, read, write, call, deadline)
-        return self._held(deadline, method.function, _NONE, read, write, call)
+        return self.prepare(method, read, write)(call, deadline)
+
+    def prepare(
+        self,
+        method: Method,
+        read: Callable[[Any], Mapping[str, Any]],
+        write: Callable[[Any, Any], Any],
+    ) -> Callable[[Any, float | None], Awaitable[Any]]:
+        """Return what runs one method as ``operate`` does, given a call and its deadline."""
+        lane, function, held = self._lane(method), method.function, self._held
+
+        def begin(call: Any, deadline: float | None) -> Awaitable[Any]:
+            if lane.loop is not None:
+                return self._operate(method, read, write, call, deadline)
+            return held(deadline, function, _NONE, read, write, call)
+
+        if method.style is Style.COROUTINE:
+            return begin
+        return functools.partial(self._operate, method, read, write)
 
     async def _operate(
         self,
@@ -175,22 +193,52 @@ class Invoker:
         write: Callable[[Any, Any], Any] | None = None,
         call: Any = None,
     ) -> Any:
-        """Await connector code; hold it to its deadline, and what would end the process in it."""
+        """Await connector code; hold it to its deadline, and what would end the process in it.
+
+        Code that never waits can be held to no deadline, so it is watched from its first wait on.
+        """
+        if deadline is not None and deadline <= time.monotonic():
+            raise DeadlineError("The deadline passed before the call began.")
+        waits = False
+        token = DEADLINE.set(deadline)
+        try:
+            coming = make(**(arguments if read is None else read(call)))
+            steps = coming if type(coming) is CoroutineType else _await(coming)
+            try:
+                waits_for = steps.send(None)
+            except StopIteration as end:
+                value = end.value
+            else:
+                waits = True
+                value = await self._watched(steps, waits_for, deadline)
+                waits = False
+            return value if write is None else write(value, call)
+        except Exception:
+            raise
+        except asyncio.CancelledError as error:
+            if waits:
+                raise  # the caller has gone
+            raise ConnectorFault(_CANCELLED) from error
+        except BaseException as error:
+            # Escaping, SystemExit and KeyboardInterrupt would stop the event loop, and with it
+            # every other connector; of any other that is no Exception the caller would never hear.
+            raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
+        finally:
+            DEADLINE.reset(token)
+
+    async def _watched(
+        self, steps: Coroutine[Any, Any, Any], waits_for: Any, deadline: float | None
+    ) -> Any:
+        """Go on with a coroutine that waits, in this task, which is cancelled at its deadline."""
         task = self._alarms.task()
         before = task.cancelling()
         slot: Slot = {}
         mark = None
         if deadline is not None:
-            now = time.monotonic()
-            if deadline <= now:
-                raise DeadlineError("The deadline passed before the call began.")
-            slot, mark = self._alarms.slot(deadline, now), object()
+            slot, mark = self._alarms.slot(deadline, time.monotonic()), object()
             slot[mark] = task
-        token = DEADLINE.set(deadline)
         try:
-            if read is None or write is None:
-                return await make(**arguments)
-            return write(await make(**read(call)), call)
+            return await _rest(steps, waits_for)
         except Exception as error:
             # Some libraries turn the cancellation that a deadline is into an error of their own.
             if mark is not None and mark not in slot:
@@ -199,16 +247,11 @@ class Invoker:
         except asyncio.CancelledError as error:
             late = mark is not None and mark not in slot
             if task.cancelling() - late > before:
-                raise  # the caller has gone
+                raise
             if late:
                 raise DeadlineError(_LATE) from error
-            raise ConnectorFault("The connector cancelled itself.") from error
-        except BaseException as error:
-            # Escaping, SystemExit and KeyboardInterrupt would stop the event loop, and with it
-            # every other connector; of any other that is no Exception the caller would never hear.
-            raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
+            raise ConnectorFault(_CANCELLED) from error
         finally:
-            DEADLINE.reset(token)
             if mark is not None and slot.pop(mark, None) is None:
                 task.uncancel()
 
@@ -307,6 +350,28 @@ def contain(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> 
         raise
     except BaseException as error:
         raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
+
+
+@types.coroutine
+def _rest(steps: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
+    """Await a coroutine that has begun and waits, for what its first step brought."""
+    try:
+        while True:
+            try:
+                sent = yield waits_for
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is the coroutine's to handle
+                waits_for = steps.throw(error)
+            else:
+                waits_for = steps.send(sent)
+    except StopIteration as end:
+        return end.value
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
 
 
 async def _step_async(source: AsyncIterator[Any]) -> Any:

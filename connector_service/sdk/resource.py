@@ -39,6 +39,7 @@ __all__ = [
     "TaskCategory",
     "convert_to_flyte_phase",
     "is_terminal_phase",
+    "quick_decode",
 ]
 
 Phase: TypeAlias = TaskExecution.Phase
@@ -198,16 +199,33 @@ def is_terminal_phase(phase: Phase) -> bool:
     return phase in _TERMINAL
 
 
+def quick_decode(cls: Any) -> Callable[[bytes], Any]:
+    """Return what decodes most metas of a class as its ``decode`` does, in fewer steps.
+
+    What it raises says little: ask ``decode`` itself then, which may even succeed.
+    """
+    decode: Callable[[bytes], Any] = cls.decode
+    if getattr(decode, "__func__", None) is not getattr(ResourceMeta.decode, "__func__", None):
+        return decode
+    typed = _typed(cls)
+    return decode if typed is None else typed.decode
+
+
+@functools.cache
+def _typed(cls: type[ResourceMeta]) -> msgspec.json.Decoder[Any] | None:
+    """Build msgspec's decoder of one meta class, where it knows the types."""
+    try:
+        return msgspec.json.Decoder(cls, dec_hook=_give_up) if _none_fits(cls) else None
+    except (TypeError, NameError):
+        # A field of a type msgspec has no rule for, or an annotation that does not resolve.
+        return None
+
+
 @functools.cache
 def _decoder(cls: type[ResourceMeta]) -> Callable[[bytes], Any]:
     """Build the decoder of one meta class once: typed where msgspec knows the types."""
-    try:
-        typed = msgspec.json.Decoder(cls, dec_hook=_give_up)
-        honest = _none_fits(cls)
-    except (TypeError, NameError):
-        # A field of a type msgspec has no rule for, or an annotation that does not resolve.
-        honest = False
-    if not honest:
+    typed = _typed(cls)  # type: ignore[arg-type] # a class is hashable
+    if typed is None:
         return functools.partial(_decode_untyped, cls)
 
     def decode(data: bytes) -> object:

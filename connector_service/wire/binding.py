@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from connector_service.codec.convert import leading, split
+from connector_service.codec.convert import begin_field, leading, split
 from connector_service.wire.memory import LARGE, give_back
 
 if TYPE_CHECKING:
@@ -20,30 +20,44 @@ if TYPE_CHECKING:
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
-__all__ = ["bind", "take_inputs"]
+__all__ = ["Methods", "take_inputs"]
 
 _log = logging.getLogger(__name__)
 
 # Where large requests keep what most of their bytes are.
 _INPUTS = {"flyteidl.admin.CreateTaskRequest": 1, "flyteidl2.connector.CreateTaskRequest": 1}
+# Responses of which the servicer returns the value of field 1, the only one they have.
+_FIRST_FIELD = frozenset(("flyteidl.admin.GetTaskResponse", "flyteidl2.connector.GetTaskResponse"))
 _inputs: ContextVar[bytes | memoryview | None] = ContextVar("inputs", default=None)
 
 
-def bind(server: grpc.aio.Server, service: Any, servicer: object) -> None:
-    """Serve ``service``, as its descriptor has it, with ``servicer``'s methods of those names.
+class Methods(grpc.GenericRpcHandler):
+    """Every method of a server, found in one step by its path; grpc asks handler after handler.
 
     One accept queue for all: registered handlers have one each, and then grpc waits anew for all
     of them at every call, which costs each call more than a queue of its own ever saved; releases
     before 1.80 do not serve them at all. What held up such a queue, a connector that blocks the
-    event loop, is moved to a loop of its own by the watchdog. The descriptor's class depends on
-    protobuf's implementation.
+    event loop, is moved to a loop of its own by the watchdog.
     """
-    handlers = {
-        method.name: _handler(method, getattr(servicer, method.name)) for method in service.methods
-    }
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(service.full_name, handlers),)
-    )
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def add(self, service: Any, servicer: object) -> None:
+        """Serve ``service``, as its descriptor has it, with ``servicer``'s methods of those names.
+
+        The descriptor's class depends on protobuf's implementation.
+        """
+        for method in service.methods:
+            path = f"/{service.full_name}/{method.name}"
+            self._handlers[path] = _handler(method, getattr(servicer, method.name))
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return what answers a call; None is UNIMPLEMENTED."""
+        return self._handlers.get(handler_call_details.method)
 
 
 def take_inputs() -> bytes | memoryview | None:
@@ -69,7 +83,11 @@ def _handler(method: MethodDescriptor, function: Any) -> grpc.RpcMethodHandler[A
     return make(
         _Answer(function),
         request_deserializer=_reader(method.input_type),
-        response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        response_serializer=(
+            _write_first
+            if method.output_type.full_name in _FIRST_FIELD
+            else GetMessageClass(method.output_type).SerializeToString
+        ),
     )
 
 
@@ -82,6 +100,12 @@ class _Answer(functools.partial[Any]):
     def __await__(self) -> Iterator[Any]:
         """Be awaited by nobody: it is called, and what it returns is awaited."""
         raise TypeError("Call it and await what it returns.")
+
+
+def _write_first(value: Any) -> bytes:
+    """Write a response of one message in field 1 without putting it into another message first."""
+    data: bytes = value.SerializeToString()
+    return begin_field(1, len(data)) + data
 
 
 def _reader(kind: Descriptor) -> Callable[[bytes], Any]:

@@ -14,6 +14,7 @@ from connector_service.wire.binding import take_inputs
 from connector_service.wire.status import answer, refuse, send
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from types import ModuleType
 
     import grpc.aio
@@ -44,8 +45,7 @@ class Jobs:
         self._dispatcher = dispatcher
         self._protocol = protocol
         self._messages: Any = messages
-        self._get_response = self._messages.GetTaskResponse
-        self._dispatch = dispatcher.dispatch
+        self._answer = dispatcher.answer
 
     async def CreateTask(self, request: Any, context: Context) -> Any:
         """Start a job."""
@@ -53,12 +53,9 @@ class Jobs:
         outcome = await self._dispatcher.dispatch(call)
         return self._messages.CreateTaskResponse(resource_meta=await answer(context, outcome))
 
-    async def GetTask(self, request: Any, context: Context) -> Any:
-        """Poll a job."""
-        outcome = await self._dispatch(self._on_job(_GET, request, context))
-        if outcome.status is not None:
-            await refuse(context, outcome.status)
-        return self._get_response(resource=outcome.value)
+    def GetTask(self, request: Any, context: Context) -> Awaitable[Any]:
+        """Poll a job; what comes is the resource, which its writer puts into the response."""
+        return self._answer(self._on_job(_GET, request, context), refuse, context)
 
     async def DeleteTask(self, request: Any, context: Context) -> Any:
         """Stop a job."""
