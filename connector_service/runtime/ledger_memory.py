@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryLedger"]
 
-_SLOT = 60.0  # seconds; entries that end within one slot are looked at together
+_SLOT = 10.0  # seconds; entries that end within one slot are looked at together
 _AT_ONCE = 64  # entries that one operation may drop, so that none of them takes long
 _LASTING = frozenset({State.KEPT, State.FORGOTTEN})
 
