@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -89,8 +90,13 @@ class Field(msgspec.Struct, frozen=True):
         return get_args(plain) if get_origin(plain) is Literal else ()
 
 
-def fields() -> Iterator[Field]:
-    """Yield every setting that has the three spellings, in the order of the concerns."""
+@functools.cache
+def fields() -> tuple[Field, ...]:
+    """Return every setting that has the three spellings, in the order of the concerns."""
+    return tuple(_fields())
+
+
+def _fields() -> Iterator[Field]:
     for concern, group in get_type_hints(Config).items():
         if not (isinstance(group, type) and issubclass(group, Settings)):
             continue
