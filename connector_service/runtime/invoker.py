@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import logging
 import threading
 import time
@@ -60,16 +59,7 @@ class Invoker:
             ConnectorFault: The code raised what would end a process (SystemExit) or cancelled
                 itself. Other exceptions come out as they are.
         """
-        lane = self._lane(method)
-        if method.style is not Style.COROUTINE:
-            call = functools.partial(method.function, **arguments)
-            return self._held(
-                deadline, functools.partial(_call_threaded, lane, method, call, deadline)
-            )
-        if lane.loop is None:
-            return self._held(deadline, method.function, arguments)
-        make = functools.partial(method.function, **arguments)
-        return self._held(deadline, functools.partial(lane.loop.run, make))
+        return self._held(deadline, self._lane(method).way(method), arguments)
 
     def operate(
         self,
@@ -92,27 +82,16 @@ class Invoker:
         write: Callable[[Any, Any], Any],
     ) -> Callable[[Any, float | None], Awaitable[Any]]:
         """Return what runs one method as ``operate`` does, given a call and its deadline."""
-        lane, function, held = self._lane(method), method.function, self._held
+        lane, held = self._lane(method), self._held
+        moved, way = lane.loop, lane.way(method)
 
         def begin(call: Any, deadline: float | None) -> Awaitable[Any]:
-            if lane.loop is not None:
-                return self._operate(method, read, write, call, deadline)
-            return held(deadline, function, _NONE, read, write, call)
+            nonlocal moved, way
+            if lane.loop is not moved:
+                moved, way = lane.loop, lane.way(method)
+            return held(deadline, way, _NONE, read, write, call)
 
-        if method.style is Style.COROUTINE:
-            return begin
-        return functools.partial(self._operate, method, read, write)
-
-    async def _operate(
-        self,
-        method: Method,
-        read: Callable[[Any], Mapping[str, Any]],
-        write: Callable[[Any, Any], Any],
-        call: Any,
-        deadline: float | None,
-    ) -> Any:
-        value = await self.invoke(method, contain(read, call), deadline)
-        return contain(write, value, call)
+        return begin
 
     def hold(self, wait: Callable[[], Awaitable[Any]], deadline: float | None) -> Awaitable[Any]:
         """Wait, in this task, for what another one brings; raises as ``invoke``."""
@@ -145,7 +124,7 @@ class Invoker:
             close = functools.partial(self._close_async, source)
         elif isinstance(source, Iterator):
             threads, steps = lane.threads, _Steps(source)
-            step = functools.partial(threads.run, method.operation, steps.next, deadline)
+            step = functools.partial(threads.run, method.operation, steps.next)
             close = functools.partial(self._close_threaded, threads, method.operation, steps)
         else:
             yield source
@@ -260,9 +239,7 @@ class Invoker:
             return
         deadline = time.monotonic() + _CLOSING
         try:
-            await self._held(
-                deadline, functools.partial(threads.run, operation, steps.finish, deadline)
-            )
+            await self._held(deadline, functools.partial(threads.run, operation, steps.finish))
         except Exception:  # noqa: BLE001 - as below
             _log.warning(_CLOSE_FAILED, exc_info=True)
 
@@ -294,6 +271,20 @@ class _Lane:
         category = getattr(connector, "task_category", None)
         task_type = "" if category is None else category.name
         self.threads = Threads(self.name, threads(task_type) if callable(threads) else threads)
+
+    def way(self, method: Method) -> Callable[..., Awaitable[Any]]:
+        """Return what is called in place of a method, with its arguments, and awaited."""
+        if method.style is not Style.COROUTINE:
+            return functools.partial(
+                self.threads.run, method.operation, method.function, self._follow
+            )
+        if self.loop is None:
+            return method.function
+        return functools.partial(self.loop.run, method.function)
+
+    def _follow(self, value: Awaitable[Any]) -> Awaitable[Any]:
+        """Say how what a plain ``def`` returned is awaited, when that is to be."""
+        return value if self.loop is None else self.loop.run(lambda: value)
 
 
 class _Steps:
@@ -376,13 +367,3 @@ async def _await(awaitable: Awaitable[Any]) -> Any:
 
 async def _step_async(source: AsyncIterator[Any]) -> Any:
     return await anext(source, _END)
-
-
-async def _call_threaded(
-    lane: _Lane, method: Method, call: Callable[[], Any], deadline: float | None
-) -> Any:
-    """Run a plain ``def`` on a thread, and what it returns, when that is to be awaited."""
-    value = await lane.threads.run(method.operation, call, deadline)
-    if not inspect.isawaitable(value):
-        return value
-    return await (value if lane.loop is None else lane.loop.run(lambda: value))
