@@ -120,9 +120,7 @@ class Dispatcher:
             if self._guarantees is None
             else self._guarantees.prepare(route, operation)
         )
-        kind = None
-        if operation not in _WITH_INPUTS:  # of those, the bytes are counted too
-            kind = self._hooks.kind(protocol, operation, route.category.name)
+        kind = self._hooks.kind(protocol, operation, route.category.name)
         plan = route.plans[protocol, operation] = Plan(run, kind)
         return plan
 
@@ -158,7 +156,10 @@ class Dispatcher:
         finally:
             seconds = time.perf_counter() - started
             if kind is not None and status is _OK and not kind.loud():
-                kind.well(seconds)
+                if call.operation in _WITH_INPUTS:
+                    kind.well(seconds, _input_bytes(call))
+                else:
+                    kind.well(seconds)
             else:
                 self._tell(call, route, seconds, status, error)
             # The traceback of `error` holds this frame: a cycle that would hold the request.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING
 
@@ -56,14 +57,15 @@ class Kind:
     """The calls of one protocol, operation and task type: counted in place of being told.
 
     Whoever answers them adds one to ``entered`` for each, and calls ``well`` with the seconds of
-    one that ended well; any other is told to the hooks as a record. One that ended well is told
-    as a record too, and not to ``well``, while ``loud`` says so.
+    one that ended well, and with the size of its inputs where it has any; any other is told to the
+    hooks as a record. One that ended well is told as a record too, and not to ``well``, while
+    ``loud`` says so.
     """
 
     __slots__ = ("entered", "loud", "well")
 
-    def __init__(self, well: Callable[[float], None]) -> None:
-        """Take what counts a call that ended well."""
+    def __init__(self, well: Callable[..., None]) -> None:
+        """Take what counts a call that ended well: its seconds, and the bytes of its inputs."""
         self.entered = 0
         self.well = well
         self.loud: Callable[[], bool] = _never
@@ -87,6 +89,13 @@ class Hook:
     def loud(self, operation: str) -> Callable[[], bool]:
         """Return what tells whether this hook would hear of a call that ended well, now."""
         return _always
+
+    def well(self, protocol: str, operation: str, task_type: str) -> Callable[[float], None] | None:
+        """Return what hears the seconds of such a call that ended well, where no record is needed.
+
+        None is for hooks that want the record, whenever they are ``loud``.
+        """
+        return None
 
 
 class Hooks:
@@ -112,7 +121,14 @@ class Hooks:
         others = [hook for hook in self._hooks if hook is not counting]
         if _listening(others, "started"):
             return None
-        loud = [hook.loud(operation) for hook in others if _listening([hook], "ended")]
+        loud = []
+        for hook in others:
+            if _listening([hook], "ended"):
+                hear = hook.well(protocol, operation, task_type)
+                if hear is None:
+                    loud.append(hook.loud(operation))
+                else:
+                    kind.well = functools.partial(_both, kind.well, hear, type(hook).__name__)
         if len(loud) == 1:
             kind.loud = loud[0]
         elif loud:
@@ -150,6 +166,21 @@ def _always() -> bool:
 
 def _never() -> bool:
     return False
+
+
+def _both(
+    count: Callable[..., None],
+    hear: Callable[[float], None],
+    name: str,
+    seconds: float,
+    input_bytes: int | None = None,
+) -> None:
+    """Count a call that ended well, and tell a hook of it."""
+    count(seconds, input_bytes)
+    try:
+        hear(seconds)
+    except Exception:  # noqa: BLE001 - a listener never fails a call
+        _log.exception("A hook failed: %s.well", name)
 
 
 def _listening(hooks: Sequence[Hook], event: str) -> tuple[tuple[str, Callable[..., None]], ...]:
