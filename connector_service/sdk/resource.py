@@ -71,6 +71,10 @@ _PHASE_OF_STATE: dict[str, Phase] = {
 }
 
 
+# What json.dumps writes a text with.
+_quoted = json.encoder.encode_basestring_ascii
+
+
 class TaskCategory(NamedTuple):
     """A task type and its version: the key under which a connector is found."""
 
@@ -100,7 +104,7 @@ class ResourceMeta:
 
     def encode(self) -> bytes:
         """Encode as the JSON object that flytekit writes, byte for byte."""
-        return json.dumps(dataclasses.asdict(self)).encode("utf-8")
+        return _flat(self) or json.dumps(dataclasses.asdict(self)).encode("utf-8")
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -219,6 +223,29 @@ def _typed(cls: type[ResourceMeta]) -> msgspec.json.Decoder[Any] | None:
     except (TypeError, NameError):
         # A field of a type msgspec has no rule for, or an annotation that does not resolve.
         return None
+
+
+def _flat(meta: ResourceMeta) -> bytes | None:
+    """Write a meta of texts and whole numbers as ``json.dumps`` would; None is any other."""
+    parts: list[str] = []
+    for before, name in _before(type(meta)):  # type: ignore[arg-type] # a class is hashable
+        value = getattr(meta, name)
+        if type(value) is str:
+            parts += before, _quoted(value)
+        elif type(value) is int:
+            parts += before, str(value)
+        else:
+            return None
+    return f"{{{''.join(parts)}}}".encode("ascii")
+
+
+@functools.cache
+def _before(cls: type[ResourceMeta]) -> tuple[tuple[str, str], ...]:
+    """Return what stands before each field's value in JSON, and the field's name."""
+    return tuple(
+        (f"{', ' if number else ''}{_quoted(field.name)}: ", field.name)
+        for number, field in enumerate(dataclasses.fields(cls))
+    )
 
 
 @functools.cache
