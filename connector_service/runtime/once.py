@@ -2,9 +2,10 @@
 
 The client's delivery is "at least once": it repeats a create with the same output prefix after a
 crash, a conflict or an error elsewhere in its round, and a create that timed out at the client
-leaves a job behind of which it knows nothing. Here a create runs in a task of its own, which its
-callers wait for, each until its own deadline. When the last of them has gone the task goes on;
-what it made is then owed: to a repeat within the grace, or else to the connector's ``delete``.
+leaves a job behind of which it knows nothing. Here a create that has to wait runs in a task of its
+own, which its callers wait for, each until its own deadline. When the last of them has gone the
+task goes on; what it made is then owed: to a repeat within the grace, or else to the connector's
+``delete``. A create that never waits has ended before any caller can leave or join.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from connector_service.errors import DeadlineError, LedgerDownError, UnavailableError
-from connector_service.runtime.alarms import Alarms
+from connector_service.runtime.ahead import Ahead
+from connector_service.runtime.alarms import Alarms, Slot
 from connector_service.runtime.ledger import Held, Job, Ledger, Recorded, Reserved
 
 if TYPE_CHECKING:
@@ -89,6 +91,7 @@ class CreateOnce:
         self._clock = clock
         self._sleep = sleep
         self._alarms = Alarms()
+        self._ahead = Ahead()
         self._name = secrets.token_hex(8)
         self._count = 0
         self._running: dict[str, _Running] = {}
@@ -122,6 +125,7 @@ class CreateOnce:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        await self._ahead.close()
 
     async def create(
         self,
@@ -147,6 +151,8 @@ class CreateOnce:
         running = self._running.get(key) if key else None
         if running is None:
             running = self._begin(category, key, run, limits)
+            if running.task is None:
+                return running.answer()
         return await self._wait(running, deadline)
 
     async def renew(self) -> None:
@@ -183,18 +189,26 @@ class CreateOnce:
         running = _Running(category, key, limits, f"{self._name}-{self._count}")
         if key:
             self._running[key] = running
-        work = self._make(running, run) if key else self._make_freely(running, run)
-        running.task = self._go_on(work)
-        # A task that was cancelled before its first step runs no `finally` of its own.
-        running.task.add_done_callback(running.ended)
+        # While nothing waits nobody can leave, or join: no future, timer or alarm is needed yet.
+        running.callers = 1
+        try:
+            task = self._ahead.begin(
+                self._make(running, run) if key else self._make_freely(running, run)
+            )
+        finally:
+            running.callers = 0
+        if task is not None:
+            running.task = task
+            self._keep(task)
+            self._set_alarm(running, task)
+            # A task that was cancelled before its first step runs no `finally` of its own.
+            task.add_done_callback(running.ended)
         return running
 
-    def _go_on(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run what must end though every caller leaves."""
-        task = asyncio.create_task(work)
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        """Remember what must end though every caller leaves."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
     async def _wait(self, running: _Running, deadline: float | None) -> bytes:
         """Wait for the answer as one of its callers, no longer than the deadline."""
@@ -225,7 +239,7 @@ class CreateOnce:
         elif running.handed_out is not None:
             self._remove(running)  # from here on a repeat asks the ledger
             if not running.taken and running.handed_out:
-                self._go_on(self._withdraw(running, running.handed_out))
+                self._keep(asyncio.create_task(self._withdraw(running, running.handed_out)))
 
     def _remove(self, running: _Running) -> None:
         if self._running.get(running.key) is running:
@@ -248,7 +262,16 @@ class CreateOnce:
                     self._remove(running)
                     await self._release(running)
                     return
-                meta = await self._run(running, run, found.generation)
+                running.until = time.monotonic() + running.limits.create_limit
+                if running.task is not None:  # else it is set when there is one
+                    self._set_alarm(running, running.task)
+                key, generation = running.key, found.generation
+                try:
+                    meta = await run(f"{key}-{generation}" if generation else key)
+                except (Exception, asyncio.CancelledError) as error:
+                    await self._failed(running, error)
+                    raise
+                running.stop_alarm()
                 found = await self._record(running, meta)
             await self._hand_out(running, found)
         except Exception as error:  # noqa: BLE001 - every caller gets it
@@ -281,29 +304,30 @@ class CreateOnce:
             running.cancellable = False
             pause = min(pause * 1.5, _LAST_POLL)
 
-    async def _run(self, running: _Running, run: Run, generation: int) -> bytes:
-        """Run the create within its limit; one that fails frees its key."""
-        idempotency = f"{running.key}-{generation}" if generation else running.key
-        limit = running.limits.create_limit
-        task, now, mark = self._alarms.task(), time.monotonic(), object()
-        slot = self._alarms.slot(now + limit, now)
-        slot[mark] = task
-        try:
-            return await run(idempotency)
-        except (Exception, asyncio.CancelledError) as error:
-            late = slot.pop(mark, None) is None
-            if late:
-                task.uncancel()
-            elif isinstance(error, asyncio.CancelledError):
-                raise
-            await self._release(running)
-            if late:
-                raise DeadlineError(
-                    f"The create did not end within create_limit ({limit:g} s)."
-                ) from error
-            raise
-        finally:
-            slot.pop(mark, None)
+    def _set_alarm(self, running: _Running, task: asyncio.Task[None]) -> None:
+        """Have a create that waits cancelled at its limit."""
+        if running.until is not None:
+            self._alarms.task()  # the slots are those of the loop that runs
+            slot = self._alarms.slot(running.until, time.monotonic())
+            slot[running] = task
+            running.alarm = slot
+
+    async def _failed(self, running: _Running, error: BaseException) -> None:
+        """Free the key of a create that failed, and tell when it failed for its limit.
+
+        Raises:
+            DeadlineError: It did not end within its limit.
+        """
+        late = running.stop_alarm()
+        if late and running.task is not None:
+            running.task.uncancel()
+        elif isinstance(error, asyncio.CancelledError):
+            return
+        await self._release(running)
+        if late:
+            raise DeadlineError(
+                f"The create did not end within create_limit ({running.limits.create_limit:g} s)."
+            ) from error
 
     async def _release(self, running: _Running) -> None:
         if not running.reserved:
@@ -386,26 +410,30 @@ class CreateOnce:
 class _Running:
     """One create on its way, and how many callers wait for it."""
 
+    # What most creates never change is the class's.
+    task: asyncio.Task[None] | None = None  # once it has had to wait
+    until: float | None = None  # once the connector was asked, on the monotonic clock
+    alarm: Slot | None = None
+    taken = False
+    reserved = False
+    creating = False
+    recording = False
+    cancellable = False
+    # The number of the hand-out, once callers have been given the answer.
+    handed_out: int | None = None
+    callers = 0
+    _answer: bytes | Exception | None = None
+    _turns: Sequence[asyncio.Future[bool]] = ()  # of those who wait; True is out of time
+
     def __init__(self, category: TaskCategory, key: str, limits: Limits, owner: str) -> None:
         self.category = category
         self.key = key
         self.limits = limits
         self.owner = owner
-        self.task: asyncio.Task[Any] | None = None
-        self.taken = False
-        self.reserved = False
-        self.creating = False
-        self.recording = False
-        self.cancellable = False
-        # The number of the hand-out, once callers have been given the answer.
-        self.handed_out: int | None = None
-        self._answer: bytes | Exception | None = None
-        self._callers = 0
-        self._turns: list[asyncio.Future[bool]] = []  # of those who wait; True is out of time
 
     @property
     def deserted(self) -> bool:
-        return self._callers == 0
+        return self.callers == 0
 
     @property
     def answered(self) -> bool:
@@ -413,17 +441,17 @@ class _Running:
 
     def enter(self) -> asyncio.Future[bool] | None:
         """Count a caller, and return what it is to wait for, if there is no answer yet."""
-        self._callers += 1
+        self.callers += 1
         if self._answer is not None:
             return None
         turn = asyncio.get_running_loop().create_future()
-        self._turns.append(turn)
+        self._turns = [*self._turns, turn]
         return turn
 
     def leave(self, turn: asyncio.Future[bool] | None) -> None:
-        self._callers -= 1
-        if self._answer is None and turn is not None:
-            self._turns.remove(turn)
+        self.callers -= 1
+        if self._answer is None:
+            self._turns = [other for other in self._turns if other is not turn]
 
     def answer(self) -> bytes:
         if isinstance(self._answer, bytes):
@@ -437,7 +465,12 @@ class _Running:
         for turn in self._turns:
             if not turn.done():
                 turn.set_result(False)
-        self._turns.clear()
+        self._turns = ()
+
+    def stop_alarm(self) -> bool:
+        """Tell whether the alarm has rung, which it does not any more."""
+        slot, self.alarm = self.alarm, None
+        return slot is not None and slot.pop(self, None) is None
 
     def ended(self, _task: asyncio.Task[None]) -> None:
         if self._answer is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
@@ -26,8 +26,12 @@ _log = logging.getLogger(__name__)
 
 # Where large requests keep what most of their bytes are.
 _INPUTS = {"flyteidl.admin.CreateTaskRequest": 1, "flyteidl2.connector.CreateTaskRequest": 1}
-# Responses of which the servicer returns the value of field 1, the only one they have.
+# Responses of which the servicer returns the value of field 1, the only one they have: a message,
+# or bytes.
 _FIRST_FIELD = frozenset(("flyteidl.admin.GetTaskResponse", "flyteidl2.connector.GetTaskResponse"))
+_FIRST_BYTES = frozenset(
+    ("flyteidl.admin.CreateTaskResponse", "flyteidl2.connector.CreateTaskResponse")
+)
 _inputs: ContextVar[bytes | memoryview | None] = ContextVar("inputs", default=None)
 
 
@@ -83,11 +87,7 @@ def _handler(method: MethodDescriptor, function: Any) -> grpc.RpcMethodHandler[A
     return make(
         _Answer(function),
         request_deserializer=_reader(method.input_type),
-        response_serializer=(
-            _write_first
-            if method.output_type.full_name in _FIRST_FIELD
-            else GetMessageClass(method.output_type).SerializeToString
-        ),
+        response_serializer=_writer(method.output_type),
     )
 
 
@@ -100,6 +100,20 @@ class _Answer(functools.partial[Any]):
     def __await__(self) -> Iterator[Any]:
         """Be awaited by nobody: it is called, and what it returns is awaited."""
         raise TypeError("Call it and await what it returns.")
+
+
+def _writer(kind: Descriptor) -> Callable[[Any], bytes]:
+    """Return what writes responses of a kind."""
+    if kind.full_name in _FIRST_FIELD:
+        return _write_first
+    if kind.full_name in _FIRST_BYTES:
+        return _write_bytes
+    return cast("Callable[[Any], bytes]", GetMessageClass(kind).SerializeToString)
+
+
+def _write_bytes(value: bytes) -> bytes:
+    """Write a response of some bytes in field 1."""
+    return begin_field(1, len(value)) + value
 
 
 def _write_first(value: Any) -> bytes:

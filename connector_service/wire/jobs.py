@@ -28,7 +28,7 @@ __all__ = ["Jobs", "about", "read_deadline", "started"]
 
 _MARGIN = 0.25  # seconds for the answer to reach the client before its deadline
 _MARGIN_SHARE = 0.1  # of a short deadline
-_GET = Operation.GET
+_CREATE, _GET = Operation.CREATE, Operation.GET
 _category = functools.lru_cache(1024)(TaskCategory)
 
 
@@ -47,11 +47,9 @@ class Jobs:
         self._messages: Any = messages
         self._answer = dispatcher.answer
 
-    async def CreateTask(self, request: Any, context: Context) -> Any:
-        """Start a job."""
-        call = started(self._protocol, Operation.CREATE, request, context)
-        outcome = await self._dispatcher.dispatch(call)
-        return self._messages.CreateTaskResponse(resource_meta=await answer(context, outcome))
+    def CreateTask(self, request: Any, context: Context) -> Awaitable[Any]:
+        """Start a job; what comes is the resource meta, which its writer puts into the response."""
+        return self._answer(started(self._protocol, _CREATE, request, context), refuse, context)
 
     def GetTask(self, request: Any, context: Context) -> Awaitable[Any]:
         """Poll a job; what comes is the resource, which its writer puts into the response."""
@@ -94,9 +92,13 @@ def started(
 ) -> Call:
     """Read a request that starts work: its template names the task category."""
     template = message.template
-    category = _category(template.type, template.task_type_version)
+    name = template.type
+    category = _category(name, template.task_type_version)
     data = take_inputs() if inputs is None else None
-    return _call(protocol, operation, category, message, context, inputs, data)
+    if not name:
+        return _call(protocol, operation, category, message, context, inputs, data)
+    deadline = read_deadline(context)
+    return Call(protocol, operation, category, message, inputs, deadline, None, data)
 
 
 def about(protocol: FlyteProtocol, operation: Operation, request: Any, context: Context) -> Call:
