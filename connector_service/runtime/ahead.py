@@ -44,8 +44,11 @@ class Ahead:
             loop = self._loop = asyncio.get_running_loop()
             caller = asyncio.current_task(loop)
             self._idle = []
-        task, sleeper = self._awaken(loop)
-        known = sys.getrefcount(task), weakref.getweakrefcount(task)
+        idle = self._idle
+        task, sleeper = idle.pop() if idle else self._make(loop)
+        if task.done() or task.cancelling():  # by who cancels all tasks of the loop
+            task, sleeper = self._make(loop)
+        held, watched = sys.getrefcount(task), weakref.getweakrefcount(task)
         context = contextvars.copy_context()
         if caller is not None:
             _leave_task(loop, caller)
@@ -59,11 +62,15 @@ class Ahead:
             if caller is not None:
                 _enter_task(loop, caller)
             if not sleeper.awake:
-                seen = (sys.getrefcount(task), weakref.getweakrefcount(task)) != known
-                if seen or task.cancelling() or len(self._idle) >= _MOST_IDLE:
-                    sleeper.end()
+                if (
+                    sys.getrefcount(task) == held
+                    and weakref.getweakrefcount(task) == watched
+                    and not task.cancelling()
+                    and len(idle) < _MOST_IDLE
+                ):
+                    idle.append((task, sleeper))
                 else:
-                    self._idle.append((task, sleeper))
+                    sleeper.end()
         return task
 
     async def close(self) -> None:
@@ -73,12 +80,7 @@ class Ahead:
             sleeper.end()
         await asyncio.gather(*(task for task, _ in ending), return_exceptions=True)
 
-    def _awaken(self, loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Task[None], _Sleeper]:
-        """Take a task that sleeps, or make one."""
-        while self._idle:
-            task, sleeper = self._idle.pop()
-            if not task.done() and not task.cancelling():  # by who cancels all tasks of the loop
-                return task, sleeper
+    def _make(self, loop: asyncio.AbstractEventLoop) -> tuple[asyncio.Task[None], _Sleeper]:
         sleeper = _Sleeper(loop)
         return asyncio.Task(sleeper, loop=loop, context=contextvars.Context()), sleeper
 

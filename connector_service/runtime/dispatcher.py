@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from connector_service.runtime.route import Host, Route
 
 __all__ = ["Dispatcher"]
+
+_log = logging.getLogger(__name__)
 
 _WITH_INPUTS = frozenset((Operation.CREATE, Operation.DO))
 _ON_JOBS = frozenset((Operation.GET, Operation.DELETE, Operation.GET_METRICS))
@@ -124,7 +127,7 @@ class Dispatcher:
         plan = route.plans[protocol, operation] = Plan(run, kind)
         return plan
 
-    async def _observed(
+    async def _observed(  # noqa: PLR0912 - a function less for each call
         self,
         call: Call,
         route: Route | None,
@@ -155,11 +158,19 @@ class Dispatcher:
             raise
         finally:
             seconds = time.perf_counter() - started
-            if kind is not None and status is _OK and not kind.loud():
-                if call.operation in _WITH_INPUTS:
+            if kind is not None and status is _OK and (kind.loud is None or not kind.loud()):
+                data = call.inputs_data
+                if data is not None:
+                    kind.well(seconds, len(data))
+                elif call.inputs is not None or call.operation in _WITH_INPUTS:
                     kind.well(seconds, _input_bytes(call))
                 else:
                     kind.well(seconds)
+                for hear in kind.hear:
+                    try:
+                        hear(seconds)
+                    except Exception:  # noqa: BLE001 - a listener never fails a call
+                        _log.exception("A hook failed: %s", hear)
             else:
                 self._tell(call, route, seconds, status, error)
             # The traceback of `error` holds this frame: a cycle that would hold the request.

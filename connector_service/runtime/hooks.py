@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import TYPE_CHECKING
 
@@ -59,16 +58,17 @@ class Kind:
     Whoever answers them adds one to ``entered`` for each, and calls ``well`` with the seconds of
     one that ended well, and with the size of its inputs where it has any; any other is told to the
     hooks as a record. One that ended well is told as a record too, and not to ``well``, while
-    ``loud`` says so.
+    ``loud`` says so. After ``well`` come those who ``hear`` the seconds, which may raise.
     """
 
-    __slots__ = ("entered", "loud", "well")
+    __slots__ = ("entered", "hear", "loud", "well")
 
     def __init__(self, well: Callable[..., None]) -> None:
         """Take what counts a call that ended well: its seconds, and the bytes of its inputs."""
         self.entered = 0
         self.well = well
-        self.loud: Callable[[], bool] = _never
+        self.hear: tuple[Callable[[float], None], ...] = ()
+        self.loud: Callable[[], bool] | None = None
 
 
 class Hook:
@@ -128,7 +128,7 @@ class Hooks:
                 if hear is None:
                     loud.append(hook.loud(operation))
                 else:
-                    kind.well = functools.partial(_both, kind.well, hear, type(hook).__name__)
+                    kind.hear = (*kind.hear, hear)
         if len(loud) == 1:
             kind.loud = loud[0]
         elif loud:
@@ -162,25 +162,6 @@ class Hooks:
 
 def _always() -> bool:
     return True
-
-
-def _never() -> bool:
-    return False
-
-
-def _both(
-    count: Callable[..., None],
-    hear: Callable[[float], None],
-    name: str,
-    seconds: float,
-    input_bytes: int | None = None,
-) -> None:
-    """Count a call that ended well, and tell a hook of it."""
-    count(seconds, input_bytes)
-    try:
-        hear(seconds)
-    except Exception:  # noqa: BLE001 - a listener never fails a call
-        _log.exception("A hook failed: %s.well", name)
 
 
 def _listening(hooks: Sequence[Hook], event: str) -> tuple[tuple[str, Callable[..., None]], ...]:

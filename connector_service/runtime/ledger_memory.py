@@ -96,9 +96,20 @@ class MemoryLedger:
 
     async def record(self, key: str, owner: str, job: Job, *, delivered: bool) -> Recorded:
         """Write what was created and return what stands."""
-        changed, stands = ledger.record(
-            self._get(key), self._clock(), owner, job, delivered=delivered
-        )
+        now, entry = self._clock(), self._open.get(key)
+        if delivered and entry is not None and entry.state is State.RESERVED:
+            # As with most creates; the rule, whoever's the reservation is, is the plainest.
+            until, retention = now + job.retention, job.retention
+            written = Entry(
+                State.KEPT, "", until, entry.generation, job.category, job.meta, 1, 0, retention
+            )
+            del self._open[key]
+            self._lasting[key] = written
+            if len(self._open) + len(self._lasting) > self._capacity:
+                self._lasting.popitem(last=False)
+            self._look_at(key, until)
+            return Recorded(job.meta, 1)
+        changed, stands = ledger.record(self._get(key), now, owner, job, delivered=delivered)
         self._put(key, changed)
         return stands
 

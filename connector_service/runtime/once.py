@@ -15,13 +15,14 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Literal
 
 from connector_service.errors import DeadlineError, LedgerDownError, UnavailableError
 from connector_service.runtime.ahead import Ahead
-from connector_service.runtime.alarms import Alarms, Slot
-from connector_service.runtime.ledger import Held, Job, Ledger, Recorded, Reserved
+from connector_service.runtime.alarms import Alarms
+from connector_service.runtime.ledger import Found, Held, Job, Ledger, Recorded, Reserved
+from connector_service.runtime.running import Limits, Running, cut_short, key_held
 
 if TYPE_CHECKING:
     from connector_service.sdk.resource import TaskCategory
@@ -37,22 +38,7 @@ _MOST_RUNNING = 10_000
 _FIRST_POLL, _LAST_POLL = 0.05, 1.0  # seconds between two looks at a key that another holds
 _RECORD_FOR = 600.0  # seconds in which a record is tried again while the ledger is down
 _QUIET = 30.0  # seconds between two log lines that say the ledger is down
-
-
-class Limits(Protocol):
-    """The settings of one connector that count here; ``config.ConnectorSection`` has them."""
-
-    @property
-    def create_limit(self) -> float:
-        """Seconds that a create may take altogether."""
-
-    @property
-    def create_retention(self) -> float:
-        """Seconds in which a repeat gets the first answer."""
-
-    @property
-    def orphan_grace(self) -> float:
-        """Seconds until a job without a caller is deleted."""
+_UNGUARDED = Reserved()  # of a ledger that is down
 
 
 def idempotency_key(category: TaskCategory, output_prefix: str) -> str:
@@ -94,7 +80,7 @@ class CreateOnce:
         self._ahead = Ahead()
         self._name = secrets.token_hex(8)
         self._count = 0
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing: asyncio.Task[None] | None = None
         self._closing = False
@@ -150,9 +136,21 @@ class CreateOnce:
             raise DeadlineError("The deadline passed before the create began.")
         running = self._running.get(key) if key else None
         if running is None:
-            running = self._begin(category, key, run, limits)
-            if running.task is None:
+            self._admit()
+            running = Running(category, key, limits, f"{self._name}-{self._count}")
+            if key:
+                self._running[key] = running
+            # Until it waits nobody can leave, or join: no future, timer or alarm is needed.
+            running.callers = 1
+            make = self._make if key else self._make_freely
+            try:
+                task = self._ahead.begin(make(running, run))
+            except asyncio.CancelledError:  # it cancelled itself: nobody else can have
+                raise cut_short() from None
+            if task is None:
                 return running.answer()
+            running.callers = 0
+            self._go_on(running, task)
         return await self._wait(running, deadline)
 
     async def renew(self) -> None:
@@ -177,7 +175,8 @@ class CreateOnce:
             await self._sleep(self._lease / 3)
             await self.renew()
 
-    def _begin(self, category: TaskCategory, key: str, run: Run, limits: Limits) -> _Running:
+    def _admit(self) -> None:
+        """Count a create that begins, or refuse it."""
         if self._closing:
             raise UnavailableError("The service is leaving; another one takes creates.")
         if len(self._tasks) >= _MOST_RUNNING:
@@ -186,31 +185,22 @@ class CreateOnce:
                 retry_after=1.0,
             )
         self._count += 1
-        running = _Running(category, key, limits, f"{self._name}-{self._count}")
-        if key:
-            self._running[key] = running
-        # While nothing waits nobody can leave, or join: no future, timer or alarm is needed yet.
-        running.callers = 1
-        try:
-            task = self._ahead.begin(
-                self._make(running, run) if key else self._make_freely(running, run)
-            )
-        finally:
-            running.callers = 0
-        if task is not None:
-            running.task = task
-            self._keep(task)
-            self._set_alarm(running, task)
-            # A task that was cancelled before its first step runs no `finally` of its own.
-            task.add_done_callback(running.ended)
-        return running
+
+    def _go_on(self, running: Running, task: asyncio.Task[None]) -> None:
+        """See to a create that waits, and has a task now."""
+        running.task = task
+        self._keep(task)
+        if running.until is not None:
+            self._set_alarm(running, running.until, task)
+        # A task that was cancelled before its first step runs no `finally` of its own.
+        task.add_done_callback(running.ended)
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         """Remember what must end though every caller leaves."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _wait(self, running: _Running, deadline: float | None) -> bytes:
+    async def _wait(self, running: Running, deadline: float | None) -> bytes:
         """Wait for the answer as one of its callers, no longer than the deadline."""
         remaining = None if deadline is None else deadline - self._clock()
         turn = running.enter()
@@ -231,7 +221,7 @@ class CreateOnce:
             if running.deserted:
                 self._deserted(running)
 
-    def _deserted(self, running: _Running) -> None:
+    def _deserted(self, running: Running) -> None:
         """See to a create whose last caller has gone, with the answer or without it."""
         if running.cancellable and running.task is not None:
             self._remove(running)
@@ -241,11 +231,11 @@ class CreateOnce:
             if not running.taken and running.handed_out:
                 self._keep(asyncio.create_task(self._withdraw(running, running.handed_out)))
 
-    def _remove(self, running: _Running) -> None:
+    def _remove(self, running: Running) -> None:
         if self._running.get(running.key) is running:
             del self._running[running.key]
 
-    async def _make_freely(self, running: _Running, run: Run) -> None:
+    async def _make_freely(self, running: Running, run: Run) -> None:
         """Create without a key: there is nothing to join, and nothing to remember."""
         running.cancellable = True
         try:
@@ -253,66 +243,80 @@ class CreateOnce:
         except Exception as error:  # noqa: BLE001 - the caller gets it
             running.settle(error)
 
-    async def _make(self, running: _Running, run: Run) -> None:
+    async def _make(self, running: Running, run: Run) -> None:
         """Bring one key to its answer, and see the answer handed out or owed."""
         try:
-            found = await self._reserve(running)
+            found: Found
+            try:
+                found = await self._ledger.reserve(running.key, running.owner, self._lease)
+            except LedgerDownError as error:
+                found = self._without_ledger(running, error)
+            if isinstance(found, Held):
+                found = await self._wait_for_key(running, found)
             if isinstance(found, Reserved):
-                if running.deserted:
+                running.creating = True
+                running.reserved = found is not _UNGUARDED
+                if not running.callers:
                     self._remove(running)
                     await self._release(running)
                     return
                 running.until = time.monotonic() + running.limits.create_limit
                 if running.task is not None:  # else it is set when there is one
-                    self._set_alarm(running, running.task)
+                    self._set_alarm(running, running.until, running.task)
                 key, generation = running.key, found.generation
                 try:
                     meta = await run(f"{key}-{generation}" if generation else key)
                 except (Exception, asyncio.CancelledError) as error:
                     await self._failed(running, error)
                     raise
-                running.stop_alarm()
-                found = await self._record(running, meta)
-            await self._hand_out(running, found)
+                if running.alarm is not None:
+                    running.stop_alarm()
+                stands = await self._record(running, meta)
+            else:
+                stands = found
+            if running.callers and stands.delivery:
+                running.handed_out = stands.delivery
+                running.settle(stands.meta)  # the last of them to go does what is left to be done
+            else:
+                await self._hand_out(running, stands)
         except Exception as error:  # noqa: BLE001 - every caller gets it
             running.settle(error)
         finally:
             self._remove(running)
 
-    async def _reserve(self, running: _Running) -> Reserved | Recorded:
-        """Take the key, waiting for another holder as long as any caller does."""
+    def _without_ledger(self, running: Running, error: LedgerDownError) -> Reserved:
+        """Let a create begin that nobody will remember, where the settings say so."""
+        self._say_down(error)
+        if self._refuse:
+            raise error
+        self._on_unguarded(running.category)
+        return _UNGUARDED
+
+    async def _wait_for_key(self, running: Running, found: Found) -> Reserved | Recorded:
+        """Wait for another holder of the key as long as any caller does."""
         pause = _FIRST_POLL
-        while True:
-            try:
-                found = await self._ledger.reserve(running.key, running.owner, self._lease)
-            except LedgerDownError as error:
-                self._say_down(error)
-                if self._refuse:
-                    raise
-                self._on_unguarded(running.category)
-                running.creating = True
-                return Reserved()
-            if isinstance(found, Reserved):
-                running.creating = running.reserved = True
-            if not isinstance(found, Held):
-                return found
+        while isinstance(found, Held):
             # Asleep it may be cancelled: nothing of its own is held then.
             running.cancellable = True
             if running.deserted:
-                raise _held()
+                raise key_held()
             await self._sleep(min(pause, max(found.retry_after, _FIRST_POLL)))
             running.cancellable = False
             pause = min(pause * 1.5, _LAST_POLL)
+            try:
+                found = await self._ledger.reserve(running.key, running.owner, self._lease)
+            except LedgerDownError as error:
+                found = self._without_ledger(running, error)
+        return found
 
-    def _set_alarm(self, running: _Running, task: asyncio.Task[None]) -> None:
+    def _set_alarm(self, running: Running, until: float, task: asyncio.Task[None]) -> None:
         """Have a create that waits cancelled at its limit."""
-        if running.until is not None:
-            self._alarms.task()  # the slots are those of the loop that runs
-            slot = self._alarms.slot(running.until, time.monotonic())
-            slot[running] = task
-            running.alarm = slot
+        self._alarms.task()  # the slots are those of the loop that runs
+        slot = self._alarms.slot(until, time.monotonic())
+        slot[running] = task
+        running.alarm = slot
 
-    async def _failed(self, running: _Running, error: BaseException) -> None:
+    async def _failed(self, running: Running, error: BaseException) -> None:
         """Free the key of a create that failed, and tell when it failed for its limit.
 
         Raises:
@@ -329,7 +333,7 @@ class CreateOnce:
                 f"The create did not end within create_limit ({running.limits.create_limit:g} s)."
             ) from error
 
-    async def _release(self, running: _Running) -> None:
+    async def _release(self, running: Running) -> None:
         if not running.reserved:
             return
         running.reserved = False
@@ -338,14 +342,14 @@ class CreateOnce:
         except LedgerDownError as error:  # its lease ends by itself
             self._say_down(error)
 
-    async def _record(self, running: _Running, meta: bytes) -> Recorded:
+    async def _record(self, running: Running, meta: bytes) -> Recorded:
         """Write what was created; callers do not wait for a ledger that is down."""
         limits = running.limits
         job = Job(running.category, meta, limits.create_retention, limits.orphan_grace)
         until, pause = self._clock() + _RECORD_FOR, _FIRST_POLL
         running.recording = True
         while True:
-            wanted = running.taken or not running.deserted
+            wanted = running.taken or running.callers > 0
             try:
                 stands = await self._ledger.record(
                     running.key, running.owner, job, delivered=wanted
@@ -365,7 +369,7 @@ class CreateOnce:
             await self._disown(running, job)
         return stands
 
-    async def _disown(self, running: _Running, job: Job) -> None:
+    async def _disown(self, running: Running, job: Job) -> None:
         """Have a second job deleted, whose lease was lost to one that was recorded first."""
         if running.taken:
             _log.error("job_created_twice", extra={"key": running.key, "task": str(job.category)})
@@ -375,23 +379,23 @@ class CreateOnce:
         _log.warning("second_job_deleted", extra={"key": other, "task": str(job.category)})
         await self._ledger.record(other, running.owner, second, delivered=False)
 
-    async def _hand_out(self, running: _Running, stands: Recorded) -> None:
+    async def _hand_out(self, running: Running, stands: Recorded) -> None:
         """Give callers the answer; note in the ledger whether any of them took it."""
         if stands.delivery == 0 and (running.taken or not running.deserted):
             # They joined while it was recorded as owed, or the answer was early.
             found = await self._ledger.reserve(running.key, running.owner, self._lease)
             if not isinstance(found, Recorded):
-                raise _held()
+                raise key_held()
             stands = found
-        if not running.deserted:
+        if running.callers:
             running.handed_out = stands.delivery
             running.settle(stands.meta)
-            return  # the last of them to go does what is left to be done
+            return
         self._remove(running)  # from here on a repeat asks the ledger
         if not running.taken and stands.delivery:
             await self._withdraw(running, stands.delivery)
 
-    async def _withdraw(self, running: _Running, delivery: int) -> None:
+    async def _withdraw(self, running: Running, delivery: int) -> None:
         """Note that nobody took the answer: the job is to be deleted."""
         try:
             await self._ledger.withdraw(running.key, delivery, running.limits.orphan_grace)
@@ -407,91 +411,6 @@ class CreateOnce:
         _log.error("ledger_down", extra={"why": str(error), "creates": choice}, exc_info=error)
 
 
-class _Running:
-    """One create on its way, and how many callers wait for it."""
-
-    # What most creates never change is the class's.
-    task: asyncio.Task[None] | None = None  # once it has had to wait
-    until: float | None = None  # once the connector was asked, on the monotonic clock
-    alarm: Slot | None = None
-    taken = False
-    reserved = False
-    creating = False
-    recording = False
-    cancellable = False
-    # The number of the hand-out, once callers have been given the answer.
-    handed_out: int | None = None
-    callers = 0
-    _answer: bytes | Exception | None = None
-    _turns: Sequence[asyncio.Future[bool]] = ()  # of those who wait; True is out of time
-
-    def __init__(self, category: TaskCategory, key: str, limits: Limits, owner: str) -> None:
-        self.category = category
-        self.key = key
-        self.limits = limits
-        self.owner = owner
-
-    @property
-    def deserted(self) -> bool:
-        return self.callers == 0
-
-    @property
-    def answered(self) -> bool:
-        return self._answer is not None
-
-    def enter(self) -> asyncio.Future[bool] | None:
-        """Count a caller, and return what it is to wait for, if there is no answer yet."""
-        self.callers += 1
-        if self._answer is not None:
-            return None
-        turn = asyncio.get_running_loop().create_future()
-        self._turns = [*self._turns, turn]
-        return turn
-
-    def leave(self, turn: asyncio.Future[bool] | None) -> None:
-        self.callers -= 1
-        if self._answer is None:
-            self._turns = [other for other in self._turns if other is not turn]
-
-    def answer(self) -> bytes:
-        if isinstance(self._answer, bytes):
-            return self._answer
-        raise _cut_short() if self._answer is None else self._answer
-
-    def settle(self, answer: bytes | Exception) -> None:
-        if self._answer is not None:
-            return
-        self._answer = answer
-        for turn in self._turns:
-            if not turn.done():
-                turn.set_result(False)
-        self._turns = ()
-
-    def stop_alarm(self) -> bool:
-        """Tell whether the alarm has rung, which it does not any more."""
-        slot, self.alarm = self.alarm, None
-        return slot is not None and slot.pop(self, None) is None
-
-    def ended(self, _task: asyncio.Task[None]) -> None:
-        if self._answer is None:
-            self.settle(_cut_short())
-
-    def late(self) -> Exception:
-        if self.key and not self.creating:
-            return _held()
-        return DeadlineError("The create did not end within the call's deadline; it goes on.")
-
-
 def _give_up(turn: asyncio.Future[bool]) -> None:
     if not turn.done():
         turn.set_result(True)
-
-
-def _held() -> UnavailableError:
-    return UnavailableError(
-        "Another replica is creating or deleting this job; ask again.", retry_after=1.0
-    )
-
-
-def _cut_short() -> UnavailableError:
-    return UnavailableError("The service ended before the create did; ask again.")

@@ -104,7 +104,16 @@ class ResourceMeta:
 
     def encode(self) -> bytes:
         """Encode as the JSON object that flytekit writes, byte for byte."""
-        return _flat(self) or json.dumps(dataclasses.asdict(self)).encode("utf-8")
+        parts: list[str] = []
+        for before, name in _before(type(self)):  # type: ignore[arg-type] # a class is hashable
+            value = getattr(self, name)
+            if type(value) is str:
+                parts += before, _quoted(value)
+            elif type(value) is int:
+                parts += before, str(value)
+            else:
+                return json.dumps(dataclasses.asdict(self)).encode("utf-8")
+        return f"{{{''.join(parts)}}}".encode("ascii")
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -223,20 +232,6 @@ def _typed(cls: type[ResourceMeta]) -> msgspec.json.Decoder[Any] | None:
     except (TypeError, NameError):
         # A field of a type msgspec has no rule for, or an annotation that does not resolve.
         return None
-
-
-def _flat(meta: ResourceMeta) -> bytes | None:
-    """Write a meta of texts and whole numbers as ``json.dumps`` would; None is any other."""
-    parts: list[str] = []
-    for before, name in _before(type(meta)):  # type: ignore[arg-type] # a class is hashable
-        value = getattr(meta, name)
-        if type(value) is str:
-            parts += before, _quoted(value)
-        elif type(value) is int:
-            parts += before, str(value)
-        else:
-            return None
-    return f"{{{''.join(parts)}}}".encode("ascii")
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeAlias
 
 from connector_service.sdk.secrets import redact
 
@@ -56,10 +56,8 @@ class Line:
             self.log.handle(self.record(milliseconds(seconds)))
 
 
-class _Waiting(NamedTuple):
-    line: Line
-    ended: float
-    seconds: float
+# A line that waits, when its call ended and how many seconds it took.
+_Waiting: TypeAlias = tuple[Line, float, float]
 
 
 class Lines(logging.StreamHandler[TextIO]):
@@ -87,7 +85,7 @@ class Lines(logging.StreamHandler[TextIO]):
             asyncio.get_running_loop().call_later(_LATE, self._write_waiting)
         elif len(waiting) >= _MOST or now - self._since > _TOO_LATE:
             self._write_waiting()
-        waiting.append(_Waiting(line, now, seconds))
+        waiting.append((line, now, seconds))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, after the lines that wait."""
@@ -124,7 +122,7 @@ class Lines(logging.StreamHandler[TextIO]):
 
     def _text(self, batch: Sequence[_Waiting]) -> str | None:
         """Put the lines together; None where each must go the way of any other record."""
-        if not all(self._alone(log) for log in {waiting.line.log for waiting in batch}):
+        if not all(self._alone(log) for log in {waiting[0].log for waiting in batch}):
             return None
         lines = []
         for line, ended, seconds in batch:
