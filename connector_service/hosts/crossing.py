@@ -36,6 +36,7 @@ __all__ = ["Crossing"]
 
 _FLYTE2 = FlyteProtocol.FLYTE2
 _SHORT_WAY = {Operation.GET, Operation.DELETE}  # they may bring a connection, and little else
+_STARTING = {Operation.CREATE, Operation.DO}
 _SHORT = 256  # characters of a message that is kept with its phase
 
 
@@ -59,6 +60,8 @@ class Crossing:
             and not method.demands
         ):
             self.read = _poll(registration, method, self._read)
+        elif method.operation in _STARTING and not method.demands:
+            self.read = _start(registration, method, self._read)
         self._takes = tuple((name, _READERS[name](registration)) for name in method.takes)
         # Writes what the method returned to a call: bytes for create, nothing for delete, else a
         # message. Raises AuthorError where that is not what the operation returns.
@@ -147,6 +150,35 @@ def _poll(
         return {"resource_meta": meta}
 
     return read_poll
+
+
+def _start(
+    registration: Registration, method: Method, read_all: Callable[[Call], Mapping[str, Any]]
+) -> Callable[[Call], Mapping[str, Any]]:
+    """Read what starts a job in the connector's protocol; what is unusual goes the long way."""
+    shape, inputs = registration.shape, _inputs(registration)
+    template, prefix, given, metadata, key = (
+        name in method.takes for name in ARGUMENTS[Operation.CREATE]
+    )
+
+    def read_start(call: Call) -> Mapping[str, Any]:
+        message = call.message
+        if call.protocol != shape or (shape is _FLYTE2 and message.HasField("connection")):
+            return read_all(call)
+        arguments: dict[str, Any] = {}
+        if template:
+            arguments["task_template"] = message.template
+        if prefix:
+            arguments["output_prefix"] = message.output_prefix
+        if given:
+            arguments["inputs"] = inputs(call)
+        if metadata:
+            arguments["task_execution_metadata"] = message.task_execution_metadata
+        if key:
+            arguments["idempotency_key"] = call.idempotency_key
+        return arguments
+
+    return read_start
 
 
 def _reread(field: str) -> Callable[[Registration], _Reader]:

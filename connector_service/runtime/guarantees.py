@@ -118,7 +118,9 @@ class Guarantees:
     # --- one operation each --------------------------------------------------------------------
 
     def _create(self, route: Route, run: Runner, call: Call) -> Awaitable[bytes]:
-        deadline = route.deadline(call)
+        deadline = time.monotonic() + route.policy.create_timeout
+        if call.deadline is not None and call.deadline < deadline:
+            deadline = call.deadline
         make = functools.partial(self._make, route, run, call, deadline)
         key = idempotency_key(route.category, call.message.output_prefix)
         return self._once.create(route.category, key, make, route.policy, deadline=deadline)

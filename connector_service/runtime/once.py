@@ -136,7 +136,9 @@ class CreateOnce:
             raise DeadlineError("The deadline passed before the create began.")
         running = self._running.get(key) if key else None
         if running is None:
-            self._admit()
+            if self._closing or len(self._tasks) >= _MOST_RUNNING:
+                raise self._refusal()
+            self._count += 1
             running = Running(category, key, limits, f"{self._name}-{self._count}")
             if key:
                 self._running[key] = running
@@ -175,16 +177,14 @@ class CreateOnce:
             await self._sleep(self._lease / 3)
             await self.renew()
 
-    def _admit(self) -> None:
-        """Count a create that begins, or refuse it."""
+    def _refusal(self) -> UnavailableError:
+        """Say why no create begins now."""
         if self._closing:
-            raise UnavailableError("The service is leaving; another one takes creates.")
-        if len(self._tasks) >= _MOST_RUNNING:
-            raise UnavailableError(
-                f"{_MOST_RUNNING} creates are running here; this one was not begun.",
-                retry_after=1.0,
-            )
-        self._count += 1
+            return UnavailableError("The service is leaving; another one takes creates.")
+        return UnavailableError(
+            f"{_MOST_RUNNING} creates are running here; this one was not begun.",
+            retry_after=1.0,
+        )
 
     def _go_on(self, running: Running, task: asyncio.Task[None]) -> None:
         """See to a create that waits, and has a task now."""
@@ -243,7 +243,7 @@ class CreateOnce:
         except Exception as error:  # noqa: BLE001 - the caller gets it
             running.settle(error)
 
-    async def _make(self, running: Running, run: Run) -> None:
+    async def _make(self, running: Running, run: Run) -> None:  # noqa: PLR0912 - as one coroutine
         """Bring one key to its answer, and see the answer handed out or owed."""
         try:
             found: Found
@@ -272,6 +272,8 @@ class CreateOnce:
                 if running.alarm is not None:
                     running.stop_alarm()
                 stands = await self._record(running, meta)
+                if stands.meta != meta:
+                    await self._disown(running, meta)
             else:
                 stands = found
             if running.callers and stands.delivery:
@@ -282,7 +284,8 @@ class CreateOnce:
         except Exception as error:  # noqa: BLE001 - every caller gets it
             running.settle(error)
         finally:
-            self._remove(running)
+            if self._running.get(running.key) is running:
+                del self._running[running.key]
 
     def _without_ledger(self, running: Running, error: LedgerDownError) -> Reserved:
         """Let a create begin that nobody will remember, where the settings say so."""
@@ -361,22 +364,20 @@ class CreateOnce:
                     _log.exception("job_not_recorded", extra={"key": running.key})
                     raise
             else:
-                break
+                running.reserved = False
+                return stands
             await self._sleep(pause)
             pause = min(pause * 2, 5.0)
-        running.reserved = False
-        if stands.meta != meta:
-            await self._disown(running, job)
-        return stands
 
-    async def _disown(self, running: Running, job: Job) -> None:
+    async def _disown(self, running: Running, meta: bytes) -> None:
         """Have a second job deleted, whose lease was lost to one that was recorded first."""
+        category, retention = running.category, running.limits.create_retention
         if running.taken:
-            _log.error("job_created_twice", extra={"key": running.key, "task": str(job.category)})
+            _log.error("job_created_twice", extra={"key": running.key, "task": str(category)})
             return
-        other = f"{running.key}+{hashlib.sha256(job.meta).hexdigest()[:16]}"
-        second = Job(job.category, job.meta, job.retention, 0.0)
-        _log.warning("second_job_deleted", extra={"key": other, "task": str(job.category)})
+        other = f"{running.key}+{hashlib.sha256(meta).hexdigest()[:16]}"
+        _log.warning("second_job_deleted", extra={"key": other, "task": str(category)})
+        second = Job(category, meta, retention, 0.0)
         await self._ledger.record(other, running.owner, second, delivered=False)
 
     async def _hand_out(self, running: Running, stands: Recorded) -> None:

@@ -35,7 +35,7 @@ _root = logging.getLogger()
 class Line:
     """The line of one kind of calls that end well: all of it but its time and its milliseconds."""
 
-    __slots__ = ("_level", "log", "record")
+    __slots__ = ("_level", "_lines", "log", "record")
 
     def __init__(
         self, log: logging.Logger, level: int, record: Callable[[float], logging.LogRecord]
@@ -44,14 +44,22 @@ class Line:
         self.log = log
         self.record = record
         self._level = level
+        self._lines: Lines | None = None  # where the last one was written
 
     def well(self, seconds: float) -> None:
         """Write that such a call has just ended well, within 20 ms; on the event loop's thread."""
+        lines = self._lines
+        if lines is not None and 0 < len(lines.waiting) < _MOST:
+            now = time.time()
+            if now < lines.until:  # whoever waits has found that it is written, and where
+                lines.waiting.append((self, now, seconds))
+                return
         if not self.log.isEnabledFor(self._level):
             return
         handlers = _root.handlers
-        if len(handlers) == 1 and type(handlers[0]) is Lines:
-            handlers[0].later(self, seconds)
+        if len(handlers) == 1 and isinstance(handlers[0], Lines):
+            self._lines = handlers[0]
+            self._lines.begin((self, time.time(), seconds))
         else:
             self.log.handle(self.record(milliseconds(seconds)))
 
@@ -67,8 +75,8 @@ class Lines(logging.StreamHandler[TextIO]):
         """Take where to write; nothing waits yet."""
         super().__init__(stream)
         self._worker = worker
-        self._waiting: deque[_Waiting] = deque()
-        self._since = 0.0
+        self.waiting: deque[_Waiting] = deque()
+        self.until = 0.0  # when no line joins those that wait any more, as ``time.time`` has it
         # What stands before the milliseconds of a line, after its time, and what stands after.
         self._parts: dict[Line, tuple[str, str, str] | None] = {}
 
@@ -77,19 +85,17 @@ class Lines(logging.StreamHandler[TextIO]):
         self._parts = {}
         super().setFormatter(fmt)
 
-    def later(self, line: Line, seconds: float) -> None:
-        """Write a line within 20 ms; on the event loop's thread."""
-        now, waiting = time.time(), self._waiting
-        if not waiting:
-            self._since = now
-            asyncio.get_running_loop().call_later(_LATE, self._write_waiting)
-        elif len(waiting) >= _MOST or now - self._since > _TOO_LATE:
+    def begin(self, line: _Waiting) -> None:
+        """Have a line, and those that join it, written in 20 ms; on the event loop's thread."""
+        if self.waiting:  # too many, or their timer has gone with its loop
             self._write_waiting()
-        waiting.append((line, now, seconds))
+        self.until = line[1] + _TOO_LATE
+        self.waiting.append(line)
+        asyncio.get_running_loop().call_later(_LATE, self._write_waiting)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record, after the lines that wait."""
-        if self._waiting:
+        if self.waiting:
             self._write_waiting()
         if self._worker:
             record.worker = self._worker
@@ -97,7 +103,7 @@ class Lines(logging.StreamHandler[TextIO]):
 
     def flush(self) -> None:
         """Write what waits."""
-        if self._waiting:
+        if self.waiting:
             self._write_waiting()
         super().flush()
 
@@ -105,7 +111,9 @@ class Lines(logging.StreamHandler[TextIO]):
         """Write all that waits."""
         self.acquire()
         try:
-            batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            batch = [self.waiting.popleft() for _ in range(len(self.waiting))]
+            if not batch:
+                return
             text = self._text(batch)
             if text is None:
                 for line, ended, seconds in batch:

@@ -49,7 +49,15 @@ class Jobs:
 
     def CreateTask(self, request: Any, context: Context) -> Awaitable[Any]:
         """Start a job; what comes is the resource meta, which its writer puts into the response."""
-        return self._answer(started(self._protocol, _CREATE, request, context), refuse, context)
+        template = request.template
+        name = template.type
+        if not name:
+            call = started(self._protocol, _CREATE, request, context)
+        else:
+            category = _category(name, template.task_type_version)
+            deadline, data = read_deadline(context), take_inputs()
+            call = Call(self._protocol, _CREATE, category, request, None, deadline, None, data)
+        return self._answer(call, refuse, context)
 
     def GetTask(self, request: Any, context: Context) -> Awaitable[Any]:
         """Poll a job; what comes is the resource, which its writer puts into the response."""
@@ -92,13 +100,9 @@ def started(
 ) -> Call:
     """Read a request that starts work: its template names the task category."""
     template = message.template
-    name = template.type
-    category = _category(name, template.task_type_version)
+    category = _category(template.type, template.task_type_version)
     data = take_inputs() if inputs is None else None
-    if not name:
-        return _call(protocol, operation, category, message, context, inputs, data)
-    deadline = read_deadline(context)
-    return Call(protocol, operation, category, message, inputs, deadline, None, data)
+    return _call(protocol, operation, category, message, context, inputs, data)
 
 
 def about(protocol: FlyteProtocol, operation: Operation, request: Any, context: Context) -> Call:
