@@ -165,7 +165,10 @@ class Guarantees:
 
     async def _do(self, route: Route, run: Runner, call: Call) -> Any:
         try:
-            return _bounded(call.protocol, _ended(await self._attempt(route, run, call)))
+            resource = await self._attempt(route, run, call)
+            if not is_terminal_phase(resource.phase):
+                resource = _ended(resource)
+            return _bounded(call.protocol, resource)
         except Exception as error:
             if settle.final_fault(error, route.permanent):
                 return settle.failure(call.protocol, error)

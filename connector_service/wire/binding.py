@@ -29,6 +29,7 @@ _INPUTS = {"flyteidl.admin.CreateTaskRequest": 1, "flyteidl2.connector.CreateTas
 # Responses of which the servicer returns the value of field 1, the only one they have: a message,
 # or bytes.
 _FIRST_FIELD = frozenset(("flyteidl.admin.GetTaskResponse", "flyteidl2.connector.GetTaskResponse"))
+_SYNC = "flyteidl.admin.ExecuteTaskSyncResponse"  # of which it returns the header's resource
 _FIRST_BYTES = frozenset(
     ("flyteidl.admin.CreateTaskResponse", "flyteidl2.connector.CreateTaskResponse")
 )
@@ -106,9 +107,18 @@ def _writer(kind: Descriptor) -> Callable[[Any], bytes]:
     """Return what writes responses of a kind."""
     if kind.full_name in _FIRST_FIELD:
         return _write_first
+    if kind.full_name == _SYNC:
+        return _write_sync
     if kind.full_name in _FIRST_BYTES:
         return _write_bytes
     return cast("Callable[[Any], bytes]", GetMessageClass(kind).SerializeToString)
+
+
+def _write_sync(resource: Any) -> bytes:
+    """Write a resource as field 1 of the header that is field 1 of a response."""
+    data: bytes = resource.SerializeToString()
+    size = begin_field(1, len(data))
+    return begin_field(1, len(size) + len(data)) + size + data
 
 
 def _write_bytes(value: bytes) -> bytes:

@@ -14,7 +14,7 @@ from connector_service.runtime.call import Call
 from connector_service.sdk.method import Operation
 from connector_service.sdk.resource import TaskCategory
 from connector_service.wire.jobs import Jobs, about, read_deadline, started
-from connector_service.wire.status import answer, send
+from connector_service.wire.status import answer, refuse, send
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
@@ -48,16 +48,15 @@ class SyncAgent:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         """Take the dispatcher that answers."""
-        self._dispatcher = dispatcher
+        self._answer = dispatcher.answer
 
     async def ExecuteTaskSync(self, _requests: object, context: Context) -> None:
         """Do the work of one task: exactly one header message back, then OK.
 
-        The client stops reading after its first message; more would leak the stream.
+        The client stops reading after its first message; more would leak the stream. What is sent
+        is the resource, which its writer puts into the header of the response.
         """
-        outcome = await self._dispatcher.dispatch(await _do(context))
-        header = agent_pb2.ExecuteTaskSyncResponseHeader(resource=await answer(context, outcome))
-        await send(context, agent_pb2.ExecuteTaskSyncResponse(header=header))
+        await send(context, await self._answer(await _do(context), refuse, context))
 
 
 class Metadata:
