@@ -46,7 +46,7 @@ class Ahead:
             self._idle = []
         idle = self._idle
         task, sleeper = idle.pop() if idle else self._make(loop)
-        if task.done() or task.cancelling():  # by who cancels all tasks of the loop
+        if task.done() or task.cancelling():  # by its work, or by who cancels all tasks
             task, sleeper = self._make(loop)
         held, watched = sys.getrefcount(task), weakref.getweakrefcount(task)
         context = contextvars.copy_context()
@@ -65,7 +65,6 @@ class Ahead:
                 if (
                     sys.getrefcount(task) == held
                     and weakref.getweakrefcount(task) == watched
-                    and not task.cancelling()
                     and len(idle) < _MOST_IDLE
                 ):
                     idle.append((task, sleeper))
