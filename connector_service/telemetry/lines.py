@@ -132,14 +132,18 @@ class Lines(logging.StreamHandler[TextIO]):
         """Put the lines together; None where each must go the way of any other record."""
         if not all(self._alone(log) for log in {waiting[0].log for waiting in batch}):
             return None
-        lines = []
+        lines: list[str] = []
+        known, millisecond, time_of_day = self._parts, 0, ""
         for line, ended, seconds in batch:
-            if line not in self._parts:
-                self._parts[line] = self._split(line)
-            parts = self._parts[line]
+            if line not in known:
+                known[line] = self._split(line)
+            parts = known[line]
             if parts is None:
                 return None
-            lines.append(f"{parts[0]}{stamp(ended)}{parts[1]}{milliseconds(seconds)}{parts[2]}\n")
+            if int(ended * 1000) != millisecond:
+                millisecond, time_of_day = int(ended * 1000), stamp(ended)
+            first, second, third = parts
+            lines.append(f"{first}{time_of_day}{second}{seconds * 1000:.1f}{third}\n")
         text = "".join(lines)
         # A secret that was handed out meanwhile may be a part of any name.
         return text if redact(text) == text else None
