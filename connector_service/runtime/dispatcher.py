@@ -127,7 +127,7 @@ class Dispatcher:
         plan = route.plans[protocol, operation] = Plan(run, kind)
         return plan
 
-    async def _observed(  # noqa: PLR0912 - a function less for each call
+    async def _observed(
         self,
         call: Call,
         route: Route | None,
@@ -159,11 +159,9 @@ class Dispatcher:
         finally:
             seconds = time.perf_counter() - started
             if kind is not None and status is _OK and (kind.loud is None or not kind.loud()):
-                data = call.inputs_data
-                if data is not None:
-                    kind.well(seconds, len(data))
-                elif call.inputs is not None or call.operation in _WITH_INPUTS:
-                    kind.well(seconds, _input_bytes(call))
+                if call.operation in _WITH_INPUTS:
+                    data = call.inputs_data
+                    kind.well(seconds, _input_bytes(call) if data is None else len(data))
                 else:
                     kind.well(seconds)
                 for hear in kind.hear:
