@@ -92,7 +92,10 @@ def variant(name: str, change: str, instead: Sequence[str]) -> Path:
 
 
 def installed_size(name: str) -> int:
-    """Return the bytes on disk of what is installed, with bytecode, without pip and setuptools."""
+    """Return the bytes on disk of what is installed, with bytecode, without pip and setuptools.
+
+    Whole blocks of files and of folders, as ``du`` counts: so were the peers' known sizes taken.
+    """
     python = python_of(name)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = python.parent.parent / "lib" / version / "site-packages"
@@ -103,8 +106,7 @@ def installed_size(name: str) -> int:
         file.lstat().st_blocks * 512
         for entry in packages.iterdir()
         if not entry.name.startswith(_INSTALLERS)
-        for file in ([entry] if entry.is_file() else entry.rglob("*"))
-        if file.is_file()
+        for file in (entry, *entry.rglob("*"))
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from connector_service.cli.main import lasting
 from connector_service.cli.settings import load_config, settings_options
 from connector_service.server.process import leave, live
 from connector_service.telemetry import logging as log
@@ -39,8 +40,9 @@ def serve(config_file: str | None, **flags: Any) -> None:
 
         asyncio.run(Supervisor(config).run(announce=_announce_workers))
     else:
-        # Only where calls are answered: a supervisor does without gRPC.
-        from connector_service.server.server import build  # noqa: PLC0415
+        with lasting():
+            # Only where calls are answered: a supervisor does without gRPC.
+            from connector_service.server.server import build  # noqa: PLC0415
 
         live(build(config), _announce)
     leave()

@@ -27,6 +27,7 @@ __all__ = [
     "MESSAGES",
     "FlyteProtocol",
     "Messages",
+    "begin_field",
     "leading",
     "named_literals",
     "read",
@@ -132,6 +133,17 @@ def _has_all(kind: Any, other: Any, seen: set[tuple[str, str]]) -> bool:
         if theirs.message_type and not _has_all(ours.message_type, theirs.message_type, seen):
             return False
     return True
+
+
+@functools.lru_cache(1024)
+def begin_field(number: int, size: int) -> bytes:
+    """Write what stands before a field of ``size`` bytes: its number, its kind and its length."""
+    written = bytearray((number << 3 | _BYTES,))
+    while size > 0x7F:
+        written.append(size & 0x7F | 0x80)
+        size >>= 7
+    written.append(size)
+    return bytes(written)
 
 
 def leading(data: bytes, number: int) -> tuple[memoryview, memoryview] | None:

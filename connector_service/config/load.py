@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import re
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -91,8 +90,13 @@ class Field(msgspec.Struct, frozen=True):
         return get_args(plain) if get_origin(plain) is Literal else ()
 
 
-def fields() -> Iterator[Field]:
-    """Yield every setting that has the three spellings, in the order of the concerns."""
+@functools.cache
+def fields() -> tuple[Field, ...]:
+    """Return every setting that has the three spellings, in the order of the concerns."""
+    return tuple(_fields())
+
+
+def _fields() -> Iterator[Field]:
     for concern, group in get_type_hints(Config).items():
         if not (isinstance(group, type) and issubclass(group, Settings)):
             continue
@@ -146,6 +150,8 @@ def _from_file(file: str | Path | None) -> dict[str, Any]:
     path = Path(file or DEFAULT_FILE)
     if file is None and not path.exists():
         return {}
+    import tomllib  # noqa: PLC0415 - only where there is a file
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -226,6 +232,8 @@ def _check(
 
 
 def _unknown(name: str, known: Mapping[str, Field], source: str) -> str:
+    import difflib  # noqa: PLC0415 - only for a misspelling
+
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}."
     return f"{source}: no setting is called {name}; {hint}"

@@ -23,7 +23,7 @@ from connector_service.errors import (
     InvalidRequestError,
 )
 from connector_service.sdk.method import ARGUMENTS, Method, Operation
-from connector_service.sdk.resource import Resource
+from connector_service.sdk.resource import Resource, quick_decode
 from connector_service.sdk.secrets import mask
 
 if TYPE_CHECKING:
@@ -39,13 +39,15 @@ _FLYTE2 = FlyteProtocol.FLYTE2
 _LARGE = 64 * 1024  # bytes of inputs; they may hold thousands of literals
 _COPIED = 2 * 1024 * 1024  # bytes of inputs that may be held once more
 _FEW = 4096  # variables
+_SHORT_WAY = {Operation.GET, Operation.DELETE}  # they may bring a connection, and little else
+_STARTING = {Operation.CREATE, Operation.DO}
 _SHORT = 256  # characters of a message that is kept with its phase
 
 
 class Crossing:
     """How calls of one operation reach one connector's method; what never changes, found once."""
 
-    __slots__ = ("_takes", "inputs", "method", "registration", "together", "write")
+    __slots__ = ("_takes", "inputs", "method", "read", "registration", "together", "write")
 
     def __init__(self, registration: Registration, method: Method) -> None:
         """Take the connector and the method."""
@@ -53,22 +55,29 @@ class Crossing:
         self.registration = registration
         # How polls are answered many at a time, where the connector can.
         self.together: tuple[Crossing, Batches] | None = None
-        self._takes = tuple((name, _READERS[name](registration)) for name in method.takes)
+        readers = {name: _READERS[name](registration) for name in method.takes}
+        self._takes = tuple(readers.items())
         # What reads the inputs, where the method takes them as Python values.
-        inputs = dict(self._takes).get("inputs")
+        inputs = readers.get("inputs")
         self.inputs = inputs if isinstance(inputs, Values) else None
+        # Reads what the method takes from a call. Raises InvalidRequestError where the resource
+        # meta, the inputs or the connection do not fit.
+        self.read: Callable[[Call], Mapping[str, Any]] = self._read
+        if (
+            method.operation in _SHORT_WAY
+            and "resource_meta" in method.takes
+            and not method.demands
+        ):
+            self.read = _poll(registration, method, self._read)
+        elif method.operation in _STARTING and not method.demands:
+            self.read = _start(registration, method, inputs, self._read)
         # Writes what the method returned to a call: bytes for create, nothing for delete, else a
         # message. Raises AuthorError where that is not what the operation returns.
         self.write: Callable[[Any, Call], Any] = functools.partial(
             _WRITERS.get(method.operation, _write_nothing), registration
         )
 
-    def read(self, call: Call) -> dict[str, Any]:
-        """Read what the method takes.
-
-        Raises:
-            InvalidRequestError: The resource meta, the inputs or the connection do not fit.
-        """
+    def _read(self, call: Call) -> dict[str, Any]:
         arguments = {}
         for name, reader in self._takes:
             arguments[name] = reader(call)
@@ -165,6 +174,62 @@ def _meta(registration: Registration) -> _Reader:
             ) from error
 
     return meta
+
+
+def _poll(
+    registration: Registration, method: Method, read_all: Callable[[Call], Mapping[str, Any]]
+) -> Callable[[Call], Mapping[str, Any]]:
+    """Read what polls and deletes take; what is unusual goes the long way."""
+    connector: Any = registration.connector
+    decode = quick_decode(connector.metadata_type)
+
+    prefixed = "output_prefix" in method.takes
+
+    def read_poll(call: Call) -> Mapping[str, Any]:
+        message = call.message
+        if call.protocol == _FLYTE2 and message.HasField("connection"):
+            return read_all(call)
+        try:
+            meta = decode(message.resource_meta)
+        except Exception:  # noqa: BLE001 - the long way says what is wrong
+            return read_all(call)
+        if prefixed:
+            return {"resource_meta": meta, "output_prefix": message.output_prefix}
+        return {"resource_meta": meta}
+
+    return read_poll
+
+
+def _start(
+    registration: Registration,
+    method: Method,
+    inputs: _Reader | None,
+    read_all: Callable[[Call], Mapping[str, Any]],
+) -> Callable[[Call], Mapping[str, Any]]:
+    """Read what starts a job in the connector's protocol; what is unusual goes the long way."""
+    shape = registration.shape
+    template, prefix, _, metadata, key = (
+        name in method.takes for name in ARGUMENTS[Operation.CREATE]
+    )
+
+    def read_start(call: Call) -> Mapping[str, Any]:
+        message = call.message
+        if call.protocol != shape or (shape is _FLYTE2 and message.HasField("connection")):
+            return read_all(call)
+        arguments: dict[str, Any] = {}
+        if template:
+            arguments["task_template"] = message.template
+        if prefix:
+            arguments["output_prefix"] = message.output_prefix
+        if inputs is not None:
+            arguments["inputs"] = inputs(call)
+        if metadata:
+            arguments["task_execution_metadata"] = message.task_execution_metadata
+        if key:
+            arguments["idempotency_key"] = call.idempotency_key
+        return arguments
+
+    return read_start
 
 
 def _reread(field: str) -> Callable[[Registration], _Reader]:

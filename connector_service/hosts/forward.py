@@ -17,7 +17,7 @@ from flyteidl.admin import agent_pb2
 from flyteidl2.connector import connector_pb2
 from google.protobuf.message import DecodeError
 
-from connector_service.codec.convert import FlyteProtocol, read
+from connector_service.codec.convert import FlyteProtocol, begin_field, read
 from connector_service.errors import DeadlineError
 from connector_service.hosts.statuses import (
     CHILD,
@@ -71,7 +71,6 @@ _RESPONSES: Mapping[tuple[str, Operation], type[Message]] = {
 _INPUTS = 1  # of CreateTaskRequest
 _TEMPLATE, _OUTPUT_PREFIX, _EXECUTION, _CONNECTION = 1, 2, 3, 5  # of CreateRequestHeader
 _SYNC_HEADER, _SYNC_INPUTS = 1, 2  # of ExecuteTaskSyncRequest
-_LENGTH_DELIMITED = 2
 _TO_END = 1.0  # seconds that a peer gets to end ExecuteTaskSync after its answer
 
 
@@ -275,7 +274,7 @@ def _request(call: Call) -> bytes:
     rest: bytes = call.message.SerializeToString()
     if call.inputs_data is None:
         return rest
-    return b"".join((_tag(_INPUTS, call.inputs_data), call.inputs_data, rest))
+    return b"".join((begin_field(_INPUTS, len(call.inputs_data)), call.inputs_data, rest))
 
 
 def _sync_requests(call: Call) -> tuple[bytes, bytes]:
@@ -294,12 +293,14 @@ def _sync_requests(call: Call) -> tuple[bytes, bytes]:
         # Only Flyte 2's header has it, under this number; Flyte 1's reader passes it over.
         if hasattr(message, "connection") and message.HasField("connection"):
             fields.append((_CONNECTION, message.connection.SerializeToString()))
-        header = b"".join(part for field in fields for part in (_tag(*field), field[1]))
+        header = b"".join(
+            part for number, data in fields for part in (begin_field(number, len(data)), data)
+        )
     if inputs is None:
         inputs = (message if call.inputs is None else call).inputs.SerializeToString()
     return (
-        b"".join((_tag(_SYNC_HEADER, header), header)),
-        b"".join((_tag(_SYNC_INPUTS, inputs), inputs)),
+        b"".join((begin_field(_SYNC_HEADER, len(header)), header)),
+        b"".join((begin_field(_SYNC_INPUTS, len(inputs)), inputs)),
     )
 
 
@@ -309,14 +310,3 @@ def _mask_secrets(call: Call) -> None:
     if connection is not None:
         for value in connection.secrets.values():
             mask(value)
-
-
-def _tag(number: int, data: bytes | memoryview) -> bytes:
-    """Write what stands before a field of bytes: its number, its kind and its length."""
-    written = bytearray((number << 3 | _LENGTH_DELIMITED,))
-    length = len(data)
-    while length > 0x7F:
-        written.append(length & 0x7F | 0x80)
-        length >>= 7
-    written.append(length)
-    return bytes(written)

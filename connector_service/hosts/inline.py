@@ -75,26 +75,24 @@ class InlineHost:
         if crossing.together is not None:
             return self._poll(crossing, *crossing.together, call, call.deadline)
         if crossing.inputs is not None and crossing.inputs.are_large(call):
-            return self._decode(crossing, crossing.inputs, call)
+            return self._decode(crossing, crossing.inputs, call, call.deadline)
         return self._invoker.operate(
             crossing.method, crossing.read, crossing.write, call, call.deadline
         )
 
     def prepare(self, category: TaskCategory, operation: Operation) -> Runner:
         """Return what runs one operation of a category as ``run`` does, until a deadline."""
-        registry, operate = self._registry, self._invoker.operate
-        known: Crossing | None = None
+        registry = self._registry
+        operate: Runner | None = None
         seen = -1
 
         def run(call: Call, deadline: float) -> Awaitable[Any]:
-            nonlocal known, seen
-            if known is None or registry.changes != seen:
+            nonlocal operate, seen
+            if operate is None or registry.changes != seen:
                 changes = registry.changes
-                known = self._crossing(call)
+                operate = self._operate(self._crossing(call))
                 seen = changes
-            if known.together is not None:
-                return self._poll(known, *known.together, call, deadline)
-            return operate(known.method, known.read, known.write, call, deadline)
+            return operate(call, deadline)
 
         return run
 
@@ -109,7 +107,24 @@ class InlineHost:
             async for item in items:
                 await send(contain(crossing.write_item, item, call))
 
-    async def _decode(self, crossing: Crossing, inputs: Values, call: Call) -> Any:
+    def _operate(self, crossing: Crossing) -> Runner:
+        if crossing.together is not None:
+            return functools.partial(self._poll, crossing, *crossing.together)
+        operate = self._invoker.prepare(crossing.method, crossing.read, crossing.write)
+        inputs = crossing.inputs
+        if inputs is None:
+            return operate
+
+        def run(call: Call, deadline: float) -> Awaitable[Any]:
+            if inputs.are_large(call):
+                return self._decode(crossing, inputs, call, deadline)
+            return operate(call, deadline)
+
+        return run
+
+    async def _decode(
+        self, crossing: Crossing, inputs: Values, call: Call, deadline: float | None
+    ) -> Any:
         """Run a call with large inputs: what takes long is done on a thread, and others go on.
 
         One at a time: more would not end sooner, and each of them would hold up the event loop.
@@ -123,9 +138,7 @@ class InlineHost:
             values = decode()
         read = functools.partial(crossing.read_others, values)
         del decode, values  # what they hold is large, and the connector may take its time
-        return await self._invoker.operate(
-            crossing.method, read, crossing.write, call, call.deadline
-        )
+        return await self._invoker.operate(crossing.method, read, crossing.write, call, deadline)
 
     async def _poll(
         self,
@@ -136,7 +149,7 @@ class InlineHost:
         deadline: float | None,
     ) -> Any:
         """Run a poll, with others where there are any; else alone, by ``crossing``."""
-        more = contain(together.read, call)
+        more = dict(contain(together.read, call))
         meta = more.pop("resource_metas")
 
         async def alone() -> Any:

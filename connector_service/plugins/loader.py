@@ -95,8 +95,9 @@ def sources(modules: Iterable[str] = (), *, group: str = GROUP) -> list[Source]:
     """
     if modules and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
+    spoken = functools.cache(_spoken)  # all entry points of a distribution have the same
     found = [
-        Source(entry.name, entry.value, _distribution(entry), entry.load, tuple(entry.extras))
+        Source(entry.name, entry.value, spoken(entry.dist), entry.load, tuple(entry.extras))
         for entry in sorted(importlib.metadata.entry_points(group=group))
     ]
     return found + [
@@ -190,12 +191,17 @@ def _failed(source: Source, error: BaseException) -> PluginRecord:
         state = PluginState.SKIPPED
         package = source.distribution.partition(" ")[0]
         sentence = f"install {package}[{','.join(source.extras)}] to have it ({sentence})"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if "importlib" not in frame.filename and Path(frame.filename).parent not in _OURS
+    places = [
+        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
     ]
-    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    where = next(
+        (
+            f"{file}:{line}"
+            for file, line in reversed(places)
+            if "importlib" not in file and Path(file).parent not in _OURS
+        ),
+        "",
+    )
     _log.log(
         logging.INFO if state is PluginState.SKIPPED else logging.ERROR,
         "plugin not loaded",
@@ -219,5 +225,9 @@ def _is_own(error: BaseException, source: Source) -> bool:
     return missing.partition(".")[0] == source.target.partition(".")[0].partition(":")[0]
 
 
-def _distribution(entry: importlib.metadata.EntryPoint) -> str:
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else ""
+def _spoken(distribution: importlib.metadata.Distribution | None) -> str:
+    """Name a distribution with its version; its metadata is read and parsed for each question."""
+    if distribution is None:
+        return ""
+    metadata = distribution.metadata
+    return f"{metadata['Name']} {metadata['Version']}"

@@ -127,7 +127,7 @@ class Polls:
         if now >= self._look_at:
             self._forget_idle(now)
         key = job_key(call)
-        job = self._jobs.get(key)
+        job = self._jobs.get(key) if key in self._jobs.keys else None
         deadline = call.deadline
         ask = Ask(key, call, source, job)
         if (
@@ -137,7 +137,7 @@ class Polls:
             and key not in self._asking
             and key not in self._ends.keys
         ):
-            return self._bring(ask)
+            return self._bring(ask, now)
         return self._answer(ask, now)
 
     async def _answer(self, ask: Ask, now: float) -> Any:
@@ -153,7 +153,7 @@ class Polls:
             self._tell(PollEvent.SHARED, call)
             answer = await self._join(asking, timeout if waits is None else waits)
         elif waits is None or waits >= timeout:
-            return await self._bring(ask)
+            return await self._bring(ask, now)
         else:
             self._asking[key] = ask
             self._apart(ask)
@@ -232,16 +232,22 @@ class Polls:
         done, _ = await asyncio.wait({ask.joined}, timeout=waits)
         return ask.joined.result() if done else None
 
-    async def _bring(self, ask: Ask) -> Any:
+    async def _bring(self, ask: Ask, now: float) -> Any:  # noqa: PLR0912 - a coroutine less
         """Ask in this task, for all who join; apart from any caller an exception is returned."""
         if self._asking.setdefault(ask.key, ask) is not ask:  # another was awaited first
             return await self._answer(ask, self._clock())
-        source = ask.source
+        source, bulkhead = ask.source, ask.source.bulkhead
         try:
             try:
                 try:
-                    deadline = self._clock() + source.policy.get_timeout
-                    resource = await source.fetch(ask.call, deadline)
+                    deadline = now + source.policy.get_timeout
+                    since = bulkhead.enter(deadline, now)
+                    if since is None:
+                        since = await bulkhead.wait(deadline)
+                    try:
+                        resource = await source.fetch(ask.call, deadline)
+                    finally:
+                        bulkhead.leave(since)
                 except Exception as error:  # noqa: BLE001 - every fault is judged
                     answer = await self._failed(ask, error)
                 else:
@@ -270,7 +276,7 @@ class Polls:
     def _apart(self, ask: Ask) -> None:
         """Ask in a task of its own, which goes on when those who wait have left."""
         ask.apart = True
-        task = asyncio.create_task(self._bring(ask))
+        task = asyncio.create_task(self._bring(ask, self._clock()))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -278,16 +284,21 @@ class Polls:
         if self._timed_out:
             self._timed_out.pop(ask.call.category, None)
         phase, job = resource.phase, ask.job
-        if (  # nothing new, as with most polls
-            job is not None
-            and job.phase == phase
-            and phase in _GOING_ON
+        if (  # a phase and a few words, as with most polls
+            phase in _GOING_ON
             and resource.ByteSize() <= _TINY
-            and job.message == resource.message
-            and job.trouble is None
             and not ask.source.policy.min_poll_interval
         ):
-            job.seen = job.known_at = self._clock()
+            now, message = self._clock(), resource.message
+            if (
+                job is not None
+                and job.phase == phase
+                and job.message == message
+                and job.trouble is None
+            ):
+                job.seen = job.known_at = now
+            else:
+                self._jobs.put(ask.key, Job(now, phase, message, now), _ENTRY + len(message))
             return resource
         if phase not in _KNOWN:
             self._tell(PollEvent.UNMAPPED, ask.call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import OrderedDict
 from typing import Any
 
 __all__ = ["Alarms", "Slot"]
@@ -12,6 +13,7 @@ __all__ = ["Alarms", "Slot"]
 # away are met together, this much late at most: a fifth of what the wire keeps for the answer.
 _MOMENT = 0.05  # seconds
 _FAR = 1.0  # seconds
+_LOOKS = 2  # at older slots for each new one: what nobody waits for goes faster than it comes
 
 # The tasks that end together, each under a token of its own: who has a deadline puts itself in,
 # and takes itself out. Whose token is no longer there has been cancelled.
@@ -24,6 +26,7 @@ class Alarms(threading.local):
     def __init__(self) -> None:
         """Begin with none."""
         self._slots: dict[int, Slot] = {}
+        self._timers: OrderedDict[int, asyncio.TimerHandle] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
 
@@ -38,7 +41,7 @@ class Alarms(threading.local):
             if task is not None:
                 return task
         self._thread, self._loop = threading.get_ident(), asyncio.get_running_loop()
-        self._slots = {}  # their timers are the other loop's
+        self._slots, self._timers = {}, OrderedDict()  # the others are the other loop's
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - connector code runs in tasks alone
         return task
@@ -56,14 +59,32 @@ class Alarms(threading.local):
         number = int(deadline / _MOMENT) + 1
         slot = self._slots.get(number)
         if slot is None:
+            self._tidy()
             slot = self._slots[number] = {}
-            asyncio.get_running_loop().call_later(
-                number * _MOMENT - now, self._end, self._slots, number
+            self._timers[number] = asyncio.get_running_loop().call_later(
+                number * _MOMENT - now, _end, self._slots, self._timers, number
             )
         return slot
 
-    def _end(self, slots: dict[int, Slot], number: int) -> None:
-        _ring(slots.pop(number))
+    def _tidy(self) -> None:
+        """Drop slots that nobody waits in any more: their times may be minutes away.
+
+        Half a KB each, and twenty a second: those of five minutes would be megabytes.
+        """
+        for _ in range(min(_LOOKS, len(self._timers))):
+            number, timer = self._timers.popitem(last=False)
+            if self._slots[number]:
+                self._timers[number] = timer  # behind the others: it is looked at again
+            else:
+                timer.cancel()
+                del self._slots[number]
+
+
+def _end(
+    slots: dict[int, Slot], timers: OrderedDict[int, asyncio.TimerHandle], number: int
+) -> None:
+    del timers[number]
+    _ring(slots.pop(number))
 
 
 def _ring(slot: Slot) -> None:

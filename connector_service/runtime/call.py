@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 
@@ -10,7 +11,7 @@ from connector_service.errors import CallError
 from connector_service.sdk.method import Operation
 from connector_service.sdk.resource import TaskCategory
 
-__all__ = ["Call", "Outcome", "Status"]
+__all__ = ["Call", "Outcome", "Refuse", "Status"]
 
 
 class Call(msgspec.Struct, frozen=True, gc=False):
@@ -45,6 +46,10 @@ class Status(msgspec.Struct, frozen=True, gc=False):
     details: str
     incident: str = ""
     retry_after: float | None = None
+
+
+# Ends a call with its status, by raising; it is given what the wire knows of the call.
+Refuse: TypeAlias = Callable[[Any, Status], Awaitable[NoReturn]]
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):

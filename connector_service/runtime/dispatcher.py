@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
     from flyteidl.admin.agent_pb2 import Agent
 
     from connector_service.config import ConnectorSection
+    from connector_service.runtime.call import Refuse
     from connector_service.runtime.guarantees import Guarantees
     from connector_service.runtime.hooks import Kind
     from connector_service.runtime.route import Host, Route
 
 __all__ = ["Dispatcher"]
+
+_log = logging.getLogger(__name__)
 
 _WITH_INPUTS = frozenset((Operation.CREATE, Operation.DO))
 _ON_JOBS = frozenset((Operation.GET, Operation.DELETE, Operation.GET_METRICS))
@@ -75,6 +79,10 @@ class Dispatcher:
 
     def dispatch(self, call: Call) -> Awaitable[Outcome]:
         """Answer one call, whatever happens on the way; only a caller who left raises."""
+        return self.answer(call, None, None)
+
+    def answer(self, call: Call, refuse: Refuse | None, context: Any) -> Awaitable[Any]:
+        """Answer one call with its value, or have ``refuse`` end it, which is given ``context``."""
         route = self.routes.by_category.get(call.category)  # type: ignore[arg-type] # none is None
         if (
             route is None
@@ -82,10 +90,15 @@ class Dispatcher:
             or (call.operation in _ON_JOBS and call.message.resource_meta.startswith(MAGIC))
         ):
             return self._observed(
-                call, route, functools.partial(self._without_host, route=route), None
+                call,
+                route,
+                functools.partial(self._without_host, route=route),
+                None,
+                refuse,
+                context,
             )
         plan = route.plans.get((call.protocol, call.operation)) or self._plan(route, call)
-        return self._observed(call, route, plan.run, plan.kind)
+        return self._observed(call, route, plan.run, plan.kind, refuse, context)
 
     def stream(self, call: Call, send: Callable[[Any], Awaitable[None]]) -> Awaitable[Outcome]:
         """Answer one call with many messages, each given to ``send`` as it comes."""
@@ -110,9 +123,7 @@ class Dispatcher:
             if self._guarantees is None
             else self._guarantees.prepare(route, operation)
         )
-        kind = None
-        if operation not in _WITH_INPUTS:  # of those, the bytes are counted too
-            kind = self._hooks.kind(protocol, operation, route.category.name)
+        kind = self._hooks.kind(protocol, operation, route.category.name)
         plan = route.plans[protocol, operation] = Plan(run, kind)
         return plan
 
@@ -122,7 +133,10 @@ class Dispatcher:
         route: Route | None,
         run: Callable[[Call], Awaitable[Any]],
         kind: Kind | None,
-    ) -> Outcome:
+        refuse: Refuse | None = None,
+        context: Any = None,
+    ) -> Any:
+        """Return what a call came to, as ``answer`` does, or without ``refuse`` its ``Outcome``."""
         started = time.perf_counter()
         if kind is None:
             self._hooks.started(call.protocol, call.operation)
@@ -133,23 +147,33 @@ class Dispatcher:
         try:
             if call.problem is not None:
                 raise call.problem  # noqa: TRY301 - refused, logged and counted as any other
-            return Outcome(await run(call))
+            value = await run(call)
+            return Outcome(value) if refuse is None else value
         except Exception as caught:  # noqa: BLE001 - every error has a status
             error = caught
             status = self._classify(caught, call)
-            return Outcome(status=status)
         except BaseException as caught:
             error = caught
             status = self._classify(caught, call)
             raise
         finally:
             seconds = time.perf_counter() - started
-            if kind is not None and status is _OK and not kind.loud():
-                kind.well(seconds)
+            if kind is not None and status is _OK and (kind.loud is None or not kind.loud()):
+                if call.operation in _WITH_INPUTS:
+                    data = call.inputs_data
+                    kind.well(seconds, _input_bytes(call) if data is None else len(data))
+                else:
+                    kind.well(seconds)
+                for hear in kind.hear:
+                    try:
+                        hear(seconds)
+                    except Exception:  # noqa: BLE001 - a listener never fails a call
+                        _log.exception("A hook failed: %s", hear)
             else:
                 self._tell(call, route, seconds, status, error)
             # The traceback of `error` holds this frame: a cycle that would hold the request.
             error = None
+        return Outcome(status=status) if refuse is None else await refuse(context, status)
 
     def _tell(
         self,

@@ -25,7 +25,7 @@ from flyteidl.core.execution_pb2 import TaskExecution
 from flyteidl2.connector import connector_pb2
 
 from connector_service.codec.convert import FlyteProtocol
-from connector_service.errors import AuthorError, ConnectorNotFoundError, GoneError
+from connector_service.errors import AuthorError, CallError, ConnectorNotFoundError, GoneError
 from connector_service.runtime import envelope, settle
 from connector_service.runtime.absorb import Polls, Source
 from connector_service.runtime.call import Call
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from connector_service.config import Ledger as LedgerSettings
     from connector_service.runtime.hooks import Hooks
     from connector_service.runtime.ledger import Ledger
-    from connector_service.runtime.route import Route
+    from connector_service.runtime.route import Route, Runner
     from connector_service.sdk.resource import TaskCategory
 
 __all__ = ["Guarantees", "unguarded"]
@@ -69,7 +69,7 @@ class Guarantees:
             on_orphan=lambda category, outcome: self._tell("orphan", category, outcome),
         )
         self._routes: Mapping[TaskCategory, Route] = {}
-        self._promised: Mapping[str, Callable[[Route, Call], Awaitable[Any]]] = {
+        self._promised: Mapping[str, Callable[[Route, Runner, Call], Awaitable[Any]]] = {
             Operation.CREATE: self._create,
             Operation.DELETE: self._delete,
             Operation.DO: self._do,
@@ -103,7 +103,10 @@ class Guarantees:
             return unguarded(route)
         if operation == Operation.GET:
             return functools.partial(self._polls.poll, self._source(route))
-        return functools.partial(self._promised.get(operation, self._attempt), route)
+        promised = self._promised.get(operation, self._attempt)
+        if route.is_sync and operation == Operation.CREATE:
+            operation = Operation.DO
+        return functools.partial(promised, route, route.runner(Operation(operation)))
 
     async def stream(
         self, route: Route, call: Call, send: Callable[[Any], Awaitable[None]]
@@ -114,22 +117,33 @@ class Guarantees:
 
     # --- one operation each --------------------------------------------------------------------
 
-    async def _create(self, route: Route, call: Call) -> bytes:
-        deadline = route.deadline(call)
-        make = functools.partial(self._make, route, call, deadline)
+    def _create(self, route: Route, run: Runner, call: Call) -> Awaitable[bytes]:
+        deadline = time.monotonic() + route.policy.create_timeout
+        if call.deadline is not None and call.deadline < deadline:
+            deadline = call.deadline
+        make = functools.partial(self._make, route, run, call, deadline)
         key = idempotency_key(route.category, call.message.output_prefix)
-        return await self._once.create(route.category, key, make, route.policy, deadline=deadline)
+        return self._once.create(route.category, key, make, route.policy, deadline=deadline)
 
-    async def _make(self, route: Route, call: Call, deadline: float, key: str) -> bytes:
+    async def _make(
+        self, route: Route, run: Runner, call: Call, deadline: float, key: str
+    ) -> bytes:
         """Create one job. Its callers wait until ``deadline``; it may go on when they have gone."""
         until = time.monotonic() + route.policy.create_limit
-        call = msgspec.structs.replace(call, idempotency_key=key, deadline=until)
+        call = Call(
+            call.protocol,
+            Operation.DO if route.is_sync else Operation.CREATE,
+            call.category,
+            call.message,
+            call.inputs,
+            until,
+            None,
+            call.inputs_data,
+            key,
+        )
         try:
-            meta: bytes = await (
-                run_sync(route, call, functools.partial(self._attempt, route, begin_by=deadline))
-                if route.is_sync
-                else self._attempt(route, call, deadline)
-            )
+            made = await self._attempt(route, run, call, deadline, until)
+            meta: bytes = _sealed(call.protocol, made) if route.is_sync else made
         except Exception as error:
             if settle.final_fault(error, route.permanent):
                 return settle.failed_at_create(error)
@@ -138,30 +152,23 @@ class Guarantees:
         return meta
 
     def _source(self, route: Route) -> Source:
-        bulkhead, run = route.bulkhead, route.runner(Operation.GET)
-
-        async def fetch(call: Call, deadline: float) -> Any:
-            since = bulkhead.enter(deadline)
-            if since is None:
-                since = await bulkhead.wait(deadline)
-            try:
-                return await run(call, deadline)
-            finally:
-                bulkhead.leave(since)
-
+        fetch = route.runner(Operation.GET)
         delete = functools.partial(self._delete_polled, route)
-        return Source(route.policy, fetch, delete, route.permanent)
+        return Source(route.policy, route.bulkhead, fetch, delete, route.permanent)
 
     async def _delete_polled(self, route: Route, call: Call) -> None:
-        await self._delete(route, _deleting(route, call))
+        await self._delete(route, route.runner(Operation.DELETE), _deleting(route, call))
 
-    async def _delete(self, route: Route, call: Call) -> None:
+    async def _delete(self, route: Route, run: Runner, call: Call) -> None:
         with contextlib.suppress(GoneError):  # what is gone is deleted
-            await self._attempt(route, call)
+            await self._attempt(route, run, call)
 
-    async def _do(self, route: Route, call: Call) -> Any:
+    async def _do(self, route: Route, run: Runner, call: Call) -> Any:
         try:
-            return _bounded(call.protocol, _ended(await self._attempt(route, call)))
+            resource = await self._attempt(route, run, call)
+            if not is_terminal_phase(resource.phase):
+                resource = _ended(resource)
+            return _bounded(call.protocol, resource)
         except Exception as error:
             if settle.final_fault(error, route.permanent):
                 return settle.failure(call.protocol, error)
@@ -169,30 +176,41 @@ class Guarantees:
 
     # --- what every call passes ----------------------------------------------------------------
 
-    async def _attempt(self, route: Route, call: Call, begin_by: float | None = None) -> Any:
-        """Try within the deadline; ``begin_by`` is that of a create that may run on."""
-        if begin_by is None:
-            begin_by = route.deadline(call)
-            call = msgspec.structs.replace(call, deadline=begin_by)
-        enter = functools.partial(self._enter, route, call, begin_by)
-        if not route.policy.retry_transient:
-            return await enter()
-        return await retried(
-            enter,
-            begin_by,
-            permanent=route.permanent,
-            on_retry=lambda _error, _wait: self._tell("retry", route.category, call.operation),
-        )
-
-    async def _enter(self, route: Route, call: Call, begin_by: float | None = None) -> Any:
-        bulkhead, deadline = route.bulkhead, call.deadline if begin_by is None else begin_by
-        since = bulkhead.enter(deadline)
-        if since is None:
-            since = await bulkhead.wait(deadline)
+    async def _attempt(
+        self,
+        route: Route,
+        run: Runner,
+        call: Call,
+        begin_by: float | None = None,
+        until: float | None = None,
+    ) -> Any:
+        """Try within the deadline; a create that ``begin_by`` then has begun may run ``until``."""
+        if begin_by is None or until is None:
+            begin_by = until = route.deadline(call)
+        bulkhead = route.bulkhead
         try:
-            return await route.host.run(call)
+            entered = bulkhead.enter(begin_by)
+            since = await bulkhead.wait(begin_by) if entered is None else entered
+            try:
+                return await run(call, until)
+            finally:
+                bulkhead.leave(since)
+        except CallError:  # our own refusal
+            raise
+        except Exception as error:
+            if not route.policy.retry_transient:
+                raise
+            failed = error
+        try:
+            return await retried(
+                functools.partial(_enter, route, run, call, begin_by, until),
+                begin_by,
+                permanent=route.permanent,
+                on_retry=lambda _error, _wait: self._tell("retry", route.category, call.operation),
+                failed=(failed, since),
+            )
         finally:
-            bulkhead.leave(since)
+            del failed  # its traceback holds this frame, and with it the request
 
     # --- deletions of our own ------------------------------------------------------------------
 
@@ -210,7 +228,7 @@ class Guarantees:
             raise ConnectorNotFoundError(f"task type {category.spoken}", known)
         request = agent_pb2.DeleteTaskRequest(resource_meta=resource_meta)
         call = Call(FlyteProtocol.FLYTE1, Operation.DELETE, category, request)
-        await self._delete(route, call)
+        await self._delete(route, route.runner(Operation.DELETE), call)
 
     def _tell(self, kind: str, category: TaskCategory, detail: str = "") -> None:
         self._hooks.happened(Happening(kind, category.name, str(detail)))
@@ -218,20 +236,33 @@ class Guarantees:
 
 def unguarded(route: Route) -> Callable[[Call], Awaitable[Any]]:
     """Return what answers a route's calls with nothing promised for them."""
-    return functools.partial(run_sync, route, run=route.host.run)
+    return functools.partial(_run_bare, route)
 
 
-async def run_sync(route: Route, call: Call, run: Callable[[Call], Awaitable[Any]]) -> Any:
-    """Run a call, with what sync types need: a reply in a terminal phase, and creates.
+async def _run_bare(route: Route, call: Call) -> Any:
+    """Run a call, with what sync types need: a reply in a terminal phase, and creates."""
+    run = route.host.run
+    if route.is_sync and call.operation is Operation.CREATE:
+        return _sealed(
+            call.protocol, await run(msgspec.structs.replace(call, operation=Operation.DO))
+        )
+    value = await run(call)
+    return _ended(value) if call.operation is Operation.DO else value
+
+
+async def _enter(route: Route, run: Runner, call: Call, begin_by: float, until: float) -> Any:
+    """Run a call in a slot of its connector."""
+    async with route.bulkhead.entered(begin_by):
+        return await run(call, until)
+
+
+def _sealed(protocol: str, resource: Any) -> bytes:
+    """Make a create of a sync type's reply.
 
     Flyte 2 has no RPC for sync types, and Flyte 1 can be configured not to use it: such a create
     does the work at once, and the result rides in the resource meta.
     """
-    if route.is_sync and call.operation is Operation.CREATE:
-        done = await run(msgspec.structs.replace(call, operation=Operation.DO))
-        return envelope.seal(_bounded(call.protocol, _ended(done)))
-    value = await run(call)
-    return _ended(value) if call.operation is Operation.DO else value
+    return envelope.seal(_bounded(protocol, _ended(resource)))
 
 
 def _deleting(route: Route, call: Call) -> Call:

@@ -56,17 +56,19 @@ class Kind:
     """The calls of one protocol, operation and task type: counted in place of being told.
 
     Whoever answers them adds one to ``entered`` for each, and calls ``well`` with the seconds of
-    one that ended well; any other is told to the hooks as a record. One that ended well is told
-    as a record too, and not to ``well``, while ``loud`` says so.
+    one that ended well, and with the size of its inputs where it has any; any other is told to the
+    hooks as a record. One that ended well is told as a record too, and not to ``well``, while
+    ``loud`` says so. After ``well`` come those who ``hear`` the seconds, which may raise.
     """
 
-    __slots__ = ("entered", "loud", "well")
+    __slots__ = ("entered", "hear", "loud", "well")
 
-    def __init__(self, well: Callable[[float], None]) -> None:
-        """Take what counts a call that ended well."""
+    def __init__(self, well: Callable[..., None]) -> None:
+        """Take what counts a call that ended well: its seconds, and the bytes of its inputs."""
         self.entered = 0
         self.well = well
-        self.loud: Callable[[], bool] = _never
+        self.hear: tuple[Callable[[float], None], ...] = ()
+        self.loud: Callable[[], bool] | None = None
 
 
 class Hook:
@@ -87,6 +89,13 @@ class Hook:
     def loud(self, operation: str) -> Callable[[], bool]:
         """Return what tells whether this hook would hear of a call that ended well, now."""
         return _always
+
+    def well(self, protocol: str, operation: str, task_type: str) -> Callable[[float], None] | None:
+        """Return what hears the seconds of such a call that ended well, where no record is needed.
+
+        None is for hooks that want the record, whenever they are ``loud``.
+        """
+        return None
 
 
 class Hooks:
@@ -112,7 +121,14 @@ class Hooks:
         others = [hook for hook in self._hooks if hook is not counting]
         if _listening(others, "started"):
             return None
-        loud = [hook.loud(operation) for hook in others if _listening([hook], "ended")]
+        loud = []
+        for hook in others:
+            if _listening([hook], "ended"):
+                hear = hook.well(protocol, operation, task_type)
+                if hear is None:
+                    loud.append(hook.loud(operation))
+                else:
+                    kind.hear = (*kind.hear, hear)
         if len(loud) == 1:
             kind.loud = loud[0]
         elif loud:
@@ -146,10 +162,6 @@ class Hooks:
 
 def _always() -> bool:
     return True
-
-
-def _never() -> bool:
-    return False
 
 
 def _listening(hooks: Sequence[Hook], event: str) -> tuple[tuple[str, Callable[..., None]], ...]:

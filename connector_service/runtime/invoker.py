@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import logging
 import threading
 import time
+import types
 from collections.abc import AsyncIterator, Iterator, Mapping
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from connector_service.errors import ConnectorFault, DeadlineError
@@ -19,7 +20,7 @@ from connector_service.sdk.deadline import DEADLINE
 from connector_service.sdk.method import Method, Style
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 
 __all__ = ["Invoker", "contain"]
 
@@ -33,6 +34,7 @@ _CLOSING = 5.0  # seconds that an async generator gets for its `finally`
 _END = object()
 _NONE: Mapping[str, Any] = {}
 _LATE = "The connector did not answer within the call's deadline."
+_CANCELLED = "The connector cancelled itself."
 _CLOSE_FAILED = "A connector's generator failed while it was closed."
 
 
@@ -57,16 +59,7 @@ class Invoker:
             ConnectorFault: The code raised what would end a process (SystemExit) or cancelled
                 itself. Other exceptions come out as they are.
         """
-        lane = self._lane(method)
-        if method.style is not Style.COROUTINE:
-            call = functools.partial(method.function, **arguments)
-            return self._held(
-                deadline, functools.partial(_call_threaded, lane, method, call, deadline)
-            )
-        if lane.loop is None:
-            return self._held(deadline, method.function, arguments)
-        make = functools.partial(method.function, **arguments)
-        return self._held(deadline, functools.partial(lane.loop.run, make))
+        return self._held(deadline, self._lane(method).way(method), arguments)
 
     def operate(
         self,
@@ -80,21 +73,25 @@ class Invoker:
 
         Both may run connector code, of its resource meta. Raises as ``invoke``.
         """
-        lane = self._lane(method)
-        if method.style is not Style.COROUTINE or lane.loop is not None:
-            return self._operate(method, read, write, call, deadline)
-        return self._held(deadline, method.function, _NONE, read, write, call)
+        return self.prepare(method, read, write)(call, deadline)
 
-    async def _operate(
+    def prepare(
         self,
         method: Method,
         read: Callable[[Any], Mapping[str, Any]],
         write: Callable[[Any, Any], Any],
-        call: Any,
-        deadline: float | None,
-    ) -> Any:
-        value = await self.invoke(method, contain(read, call), deadline)
-        return contain(write, value, call)
+    ) -> Callable[[Any, float | None], Awaitable[Any]]:
+        """Return what runs one method as ``operate`` does, given a call and its deadline."""
+        lane, held = self._lane(method), self._held
+        moved, way = lane.loop, lane.way(method)
+
+        def begin(call: Any, deadline: float | None) -> Awaitable[Any]:
+            nonlocal moved, way
+            if lane.loop is not moved:
+                moved, way = lane.loop, lane.way(method)
+            return held(deadline, way, _NONE, read, write, call)
+
+        return begin
 
     def hold(self, wait: Callable[[], Awaitable[Any]], deadline: float | None) -> Awaitable[Any]:
         """Wait, in this task, for what another one brings; raises as ``invoke``."""
@@ -127,7 +124,7 @@ class Invoker:
             close = functools.partial(self._close_async, source)
         elif isinstance(source, Iterator):
             threads, steps = lane.threads, _Steps(source)
-            step = functools.partial(threads.run, method.operation, steps.next, deadline)
+            step = functools.partial(threads.run, method.operation, steps.next)
             close = functools.partial(self._close_threaded, threads, method.operation, steps)
         else:
             yield source
@@ -175,22 +172,52 @@ class Invoker:
         write: Callable[[Any, Any], Any] | None = None,
         call: Any = None,
     ) -> Any:
-        """Await connector code; hold it to its deadline, and what would end the process in it."""
+        """Await connector code; hold it to its deadline, and what would end the process in it.
+
+        Code that never waits can be held to no deadline, so it is watched from its first wait on.
+        """
+        if deadline is not None and deadline <= time.monotonic():
+            raise DeadlineError("The deadline passed before the call began.")
+        waits = False
+        token = DEADLINE.set(deadline)
+        try:
+            coming = make(**(arguments if read is None else read(call)))
+            steps = coming if type(coming) is CoroutineType else _await(coming)
+            try:
+                waits_for = steps.send(None)
+            except StopIteration as end:
+                value = end.value
+            else:
+                waits = True
+                value = await self._watched(steps, waits_for, deadline)
+                waits = False
+            return value if write is None else write(value, call)
+        except Exception:
+            raise
+        except asyncio.CancelledError as error:
+            if waits:
+                raise  # the caller has gone
+            raise ConnectorFault(_CANCELLED) from error
+        except BaseException as error:
+            # Escaping, SystemExit and KeyboardInterrupt would stop the event loop, and with it
+            # every other connector; of any other that is no Exception the caller would never hear.
+            raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
+        finally:
+            DEADLINE.reset(token)
+
+    async def _watched(
+        self, steps: Coroutine[Any, Any, Any], waits_for: Any, deadline: float | None
+    ) -> Any:
+        """Go on with a coroutine that waits, in this task, which is cancelled at its deadline."""
         task = self._alarms.task()
         before = task.cancelling()
         slot: Slot = {}
         mark = None
         if deadline is not None:
-            now = time.monotonic()
-            if deadline <= now:
-                raise DeadlineError("The deadline passed before the call began.")
-            slot, mark = self._alarms.slot(deadline, now), object()
+            slot, mark = self._alarms.slot(deadline, time.monotonic()), object()
             slot[mark] = task
-        token = DEADLINE.set(deadline)
         try:
-            if read is None or write is None:
-                return await make(**arguments)
-            return write(await make(**read(call)), call)
+            return await _rest(steps, waits_for)
         except Exception as error:
             # Some libraries turn the cancellation that a deadline is into an error of their own.
             if mark is not None and mark not in slot:
@@ -199,16 +226,11 @@ class Invoker:
         except asyncio.CancelledError as error:
             late = mark is not None and mark not in slot
             if task.cancelling() - late > before:
-                raise  # the caller has gone
+                raise
             if late:
                 raise DeadlineError(_LATE) from error
-            raise ConnectorFault("The connector cancelled itself.") from error
-        except BaseException as error:
-            # Escaping, SystemExit and KeyboardInterrupt would stop the event loop, and with it
-            # every other connector; of any other that is no Exception the caller would never hear.
-            raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
+            raise ConnectorFault(_CANCELLED) from error
         finally:
-            DEADLINE.reset(token)
             if mark is not None and slot.pop(mark, None) is None:
                 task.uncancel()
 
@@ -217,9 +239,7 @@ class Invoker:
             return
         deadline = time.monotonic() + _CLOSING
         try:
-            await self._held(
-                deadline, functools.partial(threads.run, operation, steps.finish, deadline)
-            )
+            await self._held(deadline, functools.partial(threads.run, operation, steps.finish))
         except Exception:  # noqa: BLE001 - as below
             _log.warning(_CLOSE_FAILED, exc_info=True)
 
@@ -251,6 +271,20 @@ class _Lane:
         category = getattr(connector, "task_category", None)
         task_type = "" if category is None else category.name
         self.threads = Threads(self.name, threads(task_type) if callable(threads) else threads)
+
+    def way(self, method: Method) -> Callable[..., Awaitable[Any]]:
+        """Return what is called in place of a method, with its arguments, and awaited."""
+        if method.style is not Style.COROUTINE:
+            return functools.partial(
+                self.threads.run, method.operation, method.function, self._follow
+            )
+        if self.loop is None:
+            return method.function
+        return functools.partial(self.loop.run, method.function)
+
+    def _follow(self, value: Awaitable[Any]) -> Awaitable[Any]:
+        """Say how what a plain ``def`` returned is awaited, when that is to be."""
+        return value if self.loop is None else self.loop.run(lambda: value)
 
 
 class _Steps:
@@ -309,15 +343,27 @@ def contain(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> 
         raise ConnectorFault(f"The connector raised {type(error).__name__}.") from error
 
 
+@types.coroutine
+def _rest(steps: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
+    """Await a coroutine that has begun and waits, for what its first step brought."""
+    try:
+        while True:
+            try:
+                sent = yield waits_for
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is the coroutine's to handle
+                waits_for = steps.throw(error)
+            else:
+                waits_for = steps.send(sent)
+    except StopIteration as end:
+        return end.value
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
 async def _step_async(source: AsyncIterator[Any]) -> Any:
     return await anext(source, _END)
-
-
-async def _call_threaded(
-    lane: _Lane, method: Method, call: Callable[[], Any], deadline: float | None
-) -> Any:
-    """Run a plain ``def`` on a thread, and what it returns, when that is to be awaited."""
-    value = await lane.threads.run(method.operation, call, deadline)
-    if not inspect.isawaitable(value):
-        return value
-    return await (value if lane.loop is None else lane.loop.run(lambda: value))

@@ -15,16 +15,25 @@ from typing import TYPE_CHECKING
 
 from connector_service.errors import UnavailableError
 from connector_service.runtime import ledger
-from connector_service.runtime.ledger import Entry, Found, Job, Orphan, Recorded, State
+from connector_service.runtime.ledger import (
+    Entry,
+    Found,
+    Job,
+    Orphan,
+    Recorded,
+    Reserved,
+    State,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 __all__ = ["MemoryLedger"]
 
-_SLOT = 60.0  # seconds; entries that end within one slot are looked at together
+_SLOT = 10.0  # seconds; entries that end within one slot are looked at together
 _AT_ONCE = 64  # entries that one operation may drop, so that none of them takes long
 _LASTING = frozenset({State.KEPT, State.FORGOTTEN})
+_FREE = Reserved()
 
 
 class MemoryLedger:
@@ -57,14 +66,19 @@ class MemoryLedger:
             UnavailableError: Creates that run and jobs to delete fill the ledger.
         """
         now = self._clock()
-        self._drop_ended(now)
-        entry = self._get(key)
-        if entry is None and len(self._open) >= self._capacity:
-            raise UnavailableError(
-                f"{self._capacity} jobs are being created or await their deletion; the ledger in"
-                f" memory has no room for more.",
-                retry_after=10.0,
-            )
+        if self._next_slots and self._next_slots[0] * _SLOT <= now:
+            self._drop_ended(now)
+        entry = self._open.get(key) or self._lasting.get(key)
+        if entry is None:  # as with most keys; the rule is the plainest
+            if len(self._open) >= self._capacity:
+                raise UnavailableError(
+                    f"{self._capacity} jobs are being created or await their deletion; the ledger"
+                    f" in memory has no room for more.",
+                    retry_after=10.0,
+                )
+            self._open[key] = taken = Entry(State.RESERVED, owner, now + lease)
+            self._look_at(key, taken.until)
+            return _FREE
         changed, found = ledger.reserve(entry, now, owner, lease)
         self._put(key, changed)
         return found
@@ -82,9 +96,20 @@ class MemoryLedger:
 
     async def record(self, key: str, owner: str, job: Job, *, delivered: bool) -> Recorded:
         """Write what was created and return what stands."""
-        changed, stands = ledger.record(
-            self._get(key), self._clock(), owner, job, delivered=delivered
-        )
+        now, entry = self._clock(), self._open.get(key)
+        if delivered and entry is not None and entry.state is State.RESERVED:
+            # As with most creates; the rule, whoever's the reservation is, is the plainest.
+            until, retention = now + job.retention, job.retention
+            written = Entry(
+                State.KEPT, "", until, entry.generation, job.category, job.meta, 1, 0, retention
+            )
+            del self._open[key]
+            self._lasting[key] = written
+            if len(self._open) + len(self._lasting) > self._capacity:
+                self._lasting.popitem(last=False)
+            self._look_at(key, until)
+            return Recorded(job.meta, 1)
+        changed, stands = ledger.record(self._get(key), now, owner, job, delivered=delivered)
         self._put(key, changed)
         return stands
 
@@ -137,19 +162,27 @@ class MemoryLedger:
                 heapq.heappush(self._due, (entry.until, key))
                 return
         else:
-            self._open.pop(key, None)
-            known = self._lasting.get(key)
-            self._lasting[key] = entry
-            self._lasting.move_to_end(key)
-            if len(self) > self._capacity:
-                self._lasting.popitem(last=False)
+            opened, lasting = self._open, self._lasting
+            opened.pop(key, None)
+            known = lasting.get(key)
+            lasting[key] = entry
+            if known is not None:
+                lasting.move_to_end(key)
+            if len(opened) + len(lasting) > self._capacity:
+                lasting.popitem(last=False)
             if known is not None and known.until == entry.until:
                 return
         lasts = entry.until + (entry.retention if entry.state is State.RESERVED else 0.0)
-        slot = int((lasts + _SLOT) // _SLOT)
-        if slot not in self._slots:
+        self._look_at(key, lasts)
+
+    def _look_at(self, key: str, lasts: float) -> None:
+        """Note when to look whether the key's entry is over."""
+        slot = int(lasts / _SLOT) + 1
+        keys = self._slots.get(slot)
+        if keys is None:
             heapq.heappush(self._next_slots, slot)
-        self._slots.setdefault(slot, []).append(key)
+            keys = self._slots[slot] = []
+        keys.append(key)
 
     def _drop_ended(self, now: float) -> None:
         """Drop a few of the entries whose time is over."""

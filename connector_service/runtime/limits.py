@@ -55,13 +55,16 @@ class Bulkhead:
         """Calls in the queue."""
         return len(self._waiters)
 
-    def enter(self, deadline: float | None) -> float | None:
+    def enter(self, deadline: float | None, now: float | None = None) -> float | None:
         """Take a slot that is free and return since when; None is to be followed by ``wait``.
+
+        ``now`` is the clock's time, for those who have just read it.
 
         Raises:
             DeadlineError: The deadline, on the clock's scale, has passed.
         """
-        now = self._clock()
+        if now is None:
+            now = self._clock()
         if deadline is not None and deadline <= now:
             raise self._late()
         if self._running >= self.concurrency or self._waiters:

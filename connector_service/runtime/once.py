@@ -2,9 +2,10 @@
 
 The client's delivery is "at least once": it repeats a create with the same output prefix after a
 crash, a conflict or an error elsewhere in its round, and a create that timed out at the client
-leaves a job behind of which it knows nothing. Here a create runs in a task of its own, which its
-callers wait for, each until its own deadline. When the last of them has gone the task goes on;
-what it made is then owed: to a repeat within the grace, or else to the connector's ``delete``.
+leaves a job behind of which it knows nothing. Here a create that has to wait runs in a task of its
+own, which its callers wait for, each until its own deadline. When the last of them has gone the
+task goes on; what it made is then owed: to a repeat within the grace, or else to the connector's
+``delete``. A create that never waits has ended before any caller can leave or join.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Literal
 
 from connector_service.errors import DeadlineError, LedgerDownError, UnavailableError
+from connector_service.runtime.ahead import Ahead
 from connector_service.runtime.alarms import Alarms
-from connector_service.runtime.ledger import Held, Job, Ledger, Recorded, Reserved
+from connector_service.runtime.ledger import Found, Held, Job, Ledger, Recorded, Reserved
+from connector_service.runtime.running import Limits, Running, cut_short, key_held
 
 if TYPE_CHECKING:
     from connector_service.sdk.resource import TaskCategory
@@ -35,22 +38,7 @@ _MOST_RUNNING = 10_000
 _FIRST_POLL, _LAST_POLL = 0.05, 1.0  # seconds between two looks at a key that another holds
 _RECORD_FOR = 600.0  # seconds in which a record is tried again while the ledger is down
 _QUIET = 30.0  # seconds between two log lines that say the ledger is down
-
-
-class Limits(Protocol):
-    """The settings of one connector that count here; ``config.ConnectorSection`` has them."""
-
-    @property
-    def create_limit(self) -> float:
-        """Seconds that a create may take altogether."""
-
-    @property
-    def create_retention(self) -> float:
-        """Seconds in which a repeat gets the first answer."""
-
-    @property
-    def orphan_grace(self) -> float:
-        """Seconds until a job without a caller is deleted."""
+_UNGUARDED = Reserved()  # of a ledger that is down
 
 
 def idempotency_key(category: TaskCategory, output_prefix: str) -> str:
@@ -89,9 +77,10 @@ class CreateOnce:
         self._clock = clock
         self._sleep = sleep
         self._alarms = Alarms()
+        self._ahead = Ahead()
         self._name = secrets.token_hex(8)
         self._count = 0
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing: asyncio.Task[None] | None = None
         self._closing = False
@@ -122,6 +111,7 @@ class CreateOnce:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        await self._ahead.close()
 
     async def create(
         self,
@@ -146,7 +136,23 @@ class CreateOnce:
             raise DeadlineError("The deadline passed before the create began.")
         running = self._running.get(key) if key else None
         if running is None:
-            running = self._begin(category, key, run, limits)
+            if self._closing or len(self._tasks) >= _MOST_RUNNING:
+                raise self._refusal()
+            self._count += 1
+            running = Running(category, key, limits, f"{self._name}-{self._count}")
+            if key:
+                self._running[key] = running
+            # Until it waits nobody can leave, or join: no future, timer or alarm is needed.
+            running.callers = 1
+            make = self._make if key else self._make_freely
+            try:
+                task = self._ahead.begin(make(running, run))
+            except asyncio.CancelledError:  # it cancelled itself: nobody else can have
+                raise cut_short() from None
+            if task is None:
+                return running.answer()
+            running.callers = 0
+            self._go_on(running, task)
         return await self._wait(running, deadline)
 
     async def renew(self) -> None:
@@ -171,32 +177,30 @@ class CreateOnce:
             await self._sleep(self._lease / 3)
             await self.renew()
 
-    def _begin(self, category: TaskCategory, key: str, run: Run, limits: Limits) -> _Running:
+    def _refusal(self) -> UnavailableError:
+        """Say why no create begins now."""
         if self._closing:
-            raise UnavailableError("The service is leaving; another one takes creates.")
-        if len(self._tasks) >= _MOST_RUNNING:
-            raise UnavailableError(
-                f"{_MOST_RUNNING} creates are running here; this one was not begun.",
-                retry_after=1.0,
-            )
-        self._count += 1
-        running = _Running(category, key, limits, f"{self._name}-{self._count}")
-        if key:
-            self._running[key] = running
-        work = self._make(running, run) if key else self._make_freely(running, run)
-        running.task = self._go_on(work)
-        # A task that was cancelled before its first step runs no `finally` of its own.
-        running.task.add_done_callback(running.ended)
-        return running
+            return UnavailableError("The service is leaving; another one takes creates.")
+        return UnavailableError(
+            f"{_MOST_RUNNING} creates are running here; this one was not begun.",
+            retry_after=1.0,
+        )
 
-    def _go_on(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run what must end though every caller leaves."""
-        task = asyncio.create_task(work)
+    def _go_on(self, running: Running, task: asyncio.Task[None]) -> None:
+        """See to a create that waits, and has a task now."""
+        running.task = task
+        self._keep(task)
+        if running.until is not None:
+            self._set_alarm(running, running.until, task)
+        # A task that was cancelled before its first step runs no `finally` of its own.
+        task.add_done_callback(running.ended)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        """Remember what must end though every caller leaves."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
-    async def _wait(self, running: _Running, deadline: float | None) -> bytes:
+    async def _wait(self, running: Running, deadline: float | None) -> bytes:
         """Wait for the answer as one of its callers, no longer than the deadline."""
         remaining = None if deadline is None else deadline - self._clock()
         turn = running.enter()
@@ -217,7 +221,7 @@ class CreateOnce:
             if running.deserted:
                 self._deserted(running)
 
-    def _deserted(self, running: _Running) -> None:
+    def _deserted(self, running: Running) -> None:
         """See to a create whose last caller has gone, with the answer or without it."""
         if running.cancellable and running.task is not None:
             self._remove(running)
@@ -225,13 +229,13 @@ class CreateOnce:
         elif running.handed_out is not None:
             self._remove(running)  # from here on a repeat asks the ledger
             if not running.taken and running.handed_out:
-                self._go_on(self._withdraw(running, running.handed_out))
+                self._keep(asyncio.create_task(self._withdraw(running, running.handed_out)))
 
-    def _remove(self, running: _Running) -> None:
+    def _remove(self, running: Running) -> None:
         if self._running.get(running.key) is running:
             del self._running[running.key]
 
-    async def _make_freely(self, running: _Running, run: Run) -> None:
+    async def _make_freely(self, running: Running, run: Run) -> None:
         """Create without a key: there is nothing to join, and nothing to remember."""
         running.cancellable = True
         try:
@@ -239,73 +243,100 @@ class CreateOnce:
         except Exception as error:  # noqa: BLE001 - the caller gets it
             running.settle(error)
 
-    async def _make(self, running: _Running, run: Run) -> None:
+    async def _make(self, running: Running, run: Run) -> None:  # noqa: PLR0912 - as one coroutine
         """Bring one key to its answer, and see the answer handed out or owed."""
         try:
-            found = await self._reserve(running)
-            if isinstance(found, Reserved):
-                if running.deserted:
-                    self._remove(running)
-                    await self._release(running)
-                    return
-                meta = await self._run(running, run, found.generation)
-                found = await self._record(running, meta)
-            await self._hand_out(running, found)
-        except Exception as error:  # noqa: BLE001 - every caller gets it
-            running.settle(error)
-        finally:
-            self._remove(running)
-
-    async def _reserve(self, running: _Running) -> Reserved | Recorded:
-        """Take the key, waiting for another holder as long as any caller does."""
-        pause = _FIRST_POLL
-        while True:
+            found: Found
             try:
                 found = await self._ledger.reserve(running.key, running.owner, self._lease)
             except LedgerDownError as error:
-                self._say_down(error)
-                if self._refuse:
-                    raise
-                self._on_unguarded(running.category)
-                running.creating = True
-                return Reserved()
+                found = self._without_ledger(running, error)
+            if isinstance(found, Held):
+                found = await self._wait_for_key(running, found)
             if isinstance(found, Reserved):
-                running.creating = running.reserved = True
-            if not isinstance(found, Held):
-                return found
+                running.creating = True
+                running.reserved = found is not _UNGUARDED
+                if not running.callers:
+                    self._remove(running)
+                    await self._release(running)
+                    return
+                running.until = time.monotonic() + running.limits.create_limit
+                if running.task is not None:  # else it is set when there is one
+                    self._set_alarm(running, running.until, running.task)
+                key, generation = running.key, found.generation
+                try:
+                    meta = await run(f"{key}-{generation}" if generation else key)
+                except (Exception, asyncio.CancelledError) as error:
+                    await self._failed(running, error)
+                    raise
+                if running.alarm is not None:
+                    running.stop_alarm()
+                stands = await self._record(running, meta)
+                if stands.meta != meta:
+                    await self._disown(running, meta)
+            else:
+                stands = found
+            if running.callers and stands.delivery:
+                running.handed_out = stands.delivery
+                running.settle(stands.meta)  # the last of them to go does what is left to be done
+            else:
+                await self._hand_out(running, stands)
+        except Exception as error:  # noqa: BLE001 - every caller gets it
+            running.settle(error)
+        finally:
+            if self._running.get(running.key) is running:
+                del self._running[running.key]
+
+    def _without_ledger(self, running: Running, error: LedgerDownError) -> Reserved:
+        """Let a create begin that nobody will remember, where the settings say so."""
+        self._say_down(error)
+        if self._refuse:
+            raise error
+        self._on_unguarded(running.category)
+        return _UNGUARDED
+
+    async def _wait_for_key(self, running: Running, found: Found) -> Reserved | Recorded:
+        """Wait for another holder of the key as long as any caller does."""
+        pause = _FIRST_POLL
+        while isinstance(found, Held):
             # Asleep it may be cancelled: nothing of its own is held then.
             running.cancellable = True
             if running.deserted:
-                raise _held()
+                raise key_held()
             await self._sleep(min(pause, max(found.retry_after, _FIRST_POLL)))
             running.cancellable = False
             pause = min(pause * 1.5, _LAST_POLL)
+            try:
+                found = await self._ledger.reserve(running.key, running.owner, self._lease)
+            except LedgerDownError as error:
+                found = self._without_ledger(running, error)
+        return found
 
-    async def _run(self, running: _Running, run: Run, generation: int) -> bytes:
-        """Run the create within its limit; one that fails frees its key."""
-        idempotency = f"{running.key}-{generation}" if generation else running.key
-        limit = running.limits.create_limit
-        task, now, mark = self._alarms.task(), time.monotonic(), object()
-        slot = self._alarms.slot(now + limit, now)
-        slot[mark] = task
-        try:
-            return await run(idempotency)
-        except (Exception, asyncio.CancelledError) as error:
-            late = slot.pop(mark, None) is None
-            if late:
-                task.uncancel()
-            elif isinstance(error, asyncio.CancelledError):
-                raise
-            await self._release(running)
-            if late:
-                raise DeadlineError(
-                    f"The create did not end within create_limit ({limit:g} s)."
-                ) from error
-            raise
-        finally:
-            slot.pop(mark, None)
+    def _set_alarm(self, running: Running, until: float, task: asyncio.Task[None]) -> None:
+        """Have a create that waits cancelled at its limit."""
+        self._alarms.task()  # the slots are those of the loop that runs
+        slot = self._alarms.slot(until, time.monotonic())
+        slot[running] = task
+        running.alarm = slot
 
-    async def _release(self, running: _Running) -> None:
+    async def _failed(self, running: Running, error: BaseException) -> None:
+        """Free the key of a create that failed, and tell when it failed for its limit.
+
+        Raises:
+            DeadlineError: It did not end within its limit.
+        """
+        late = running.stop_alarm()
+        if late and running.task is not None:
+            running.task.uncancel()
+        elif isinstance(error, asyncio.CancelledError):
+            return
+        await self._release(running)
+        if late:
+            raise DeadlineError(
+                f"The create did not end within create_limit ({running.limits.create_limit:g} s)."
+            ) from error
+
+    async def _release(self, running: Running) -> None:
         if not running.reserved:
             return
         running.reserved = False
@@ -314,14 +345,14 @@ class CreateOnce:
         except LedgerDownError as error:  # its lease ends by itself
             self._say_down(error)
 
-    async def _record(self, running: _Running, meta: bytes) -> Recorded:
+    async def _record(self, running: Running, meta: bytes) -> Recorded:
         """Write what was created; callers do not wait for a ledger that is down."""
         limits = running.limits
         job = Job(running.category, meta, limits.create_retention, limits.orphan_grace)
         until, pause = self._clock() + _RECORD_FOR, _FIRST_POLL
         running.recording = True
         while True:
-            wanted = running.taken or not running.deserted
+            wanted = running.taken or running.callers > 0
             try:
                 stands = await self._ledger.record(
                     running.key, running.owner, job, delivered=wanted
@@ -333,41 +364,39 @@ class CreateOnce:
                     _log.exception("job_not_recorded", extra={"key": running.key})
                     raise
             else:
-                break
+                running.reserved = False
+                return stands
             await self._sleep(pause)
             pause = min(pause * 2, 5.0)
-        running.reserved = False
-        if stands.meta != meta:
-            await self._disown(running, job)
-        return stands
 
-    async def _disown(self, running: _Running, job: Job) -> None:
+    async def _disown(self, running: Running, meta: bytes) -> None:
         """Have a second job deleted, whose lease was lost to one that was recorded first."""
+        category, retention = running.category, running.limits.create_retention
         if running.taken:
-            _log.error("job_created_twice", extra={"key": running.key, "task": str(job.category)})
+            _log.error("job_created_twice", extra={"key": running.key, "task": str(category)})
             return
-        other = f"{running.key}+{hashlib.sha256(job.meta).hexdigest()[:16]}"
-        second = Job(job.category, job.meta, job.retention, 0.0)
-        _log.warning("second_job_deleted", extra={"key": other, "task": str(job.category)})
+        other = f"{running.key}+{hashlib.sha256(meta).hexdigest()[:16]}"
+        _log.warning("second_job_deleted", extra={"key": other, "task": str(category)})
+        second = Job(category, meta, retention, 0.0)
         await self._ledger.record(other, running.owner, second, delivered=False)
 
-    async def _hand_out(self, running: _Running, stands: Recorded) -> None:
+    async def _hand_out(self, running: Running, stands: Recorded) -> None:
         """Give callers the answer; note in the ledger whether any of them took it."""
         if stands.delivery == 0 and (running.taken or not running.deserted):
             # They joined while it was recorded as owed, or the answer was early.
             found = await self._ledger.reserve(running.key, running.owner, self._lease)
             if not isinstance(found, Recorded):
-                raise _held()
+                raise key_held()
             stands = found
-        if not running.deserted:
+        if running.callers:
             running.handed_out = stands.delivery
             running.settle(stands.meta)
-            return  # the last of them to go does what is left to be done
+            return
         self._remove(running)  # from here on a repeat asks the ledger
         if not running.taken and stands.delivery:
             await self._withdraw(running, stands.delivery)
 
-    async def _withdraw(self, running: _Running, delivery: int) -> None:
+    async def _withdraw(self, running: Running, delivery: int) -> None:
         """Note that nobody took the answer: the job is to be deleted."""
         try:
             await self._ledger.withdraw(running.key, delivery, running.limits.orphan_grace)
@@ -383,82 +412,6 @@ class CreateOnce:
         _log.error("ledger_down", extra={"why": str(error), "creates": choice}, exc_info=error)
 
 
-class _Running:
-    """One create on its way, and how many callers wait for it."""
-
-    def __init__(self, category: TaskCategory, key: str, limits: Limits, owner: str) -> None:
-        self.category = category
-        self.key = key
-        self.limits = limits
-        self.owner = owner
-        self.task: asyncio.Task[Any] | None = None
-        self.taken = False
-        self.reserved = False
-        self.creating = False
-        self.recording = False
-        self.cancellable = False
-        # The number of the hand-out, once callers have been given the answer.
-        self.handed_out: int | None = None
-        self._answer: bytes | Exception | None = None
-        self._callers = 0
-        self._turns: list[asyncio.Future[bool]] = []  # of those who wait; True is out of time
-
-    @property
-    def deserted(self) -> bool:
-        return self._callers == 0
-
-    @property
-    def answered(self) -> bool:
-        return self._answer is not None
-
-    def enter(self) -> asyncio.Future[bool] | None:
-        """Count a caller, and return what it is to wait for, if there is no answer yet."""
-        self._callers += 1
-        if self._answer is not None:
-            return None
-        turn = asyncio.get_running_loop().create_future()
-        self._turns.append(turn)
-        return turn
-
-    def leave(self, turn: asyncio.Future[bool] | None) -> None:
-        self._callers -= 1
-        if self._answer is None and turn is not None:
-            self._turns.remove(turn)
-
-    def answer(self) -> bytes:
-        if isinstance(self._answer, bytes):
-            return self._answer
-        raise _cut_short() if self._answer is None else self._answer
-
-    def settle(self, answer: bytes | Exception) -> None:
-        if self._answer is not None:
-            return
-        self._answer = answer
-        for turn in self._turns:
-            if not turn.done():
-                turn.set_result(False)
-        self._turns.clear()
-
-    def ended(self, _task: asyncio.Task[None]) -> None:
-        if self._answer is None:
-            self.settle(_cut_short())
-
-    def late(self) -> Exception:
-        if self.key and not self.creating:
-            return _held()
-        return DeadlineError("The create did not end within the call's deadline; it goes on.")
-
-
 def _give_up(turn: asyncio.Future[bool]) -> None:
     if not turn.done():
         turn.set_result(True)
-
-
-def _held() -> UnavailableError:
-    return UnavailableError(
-        "Another replica is creating or deleting this job; ask again.", retry_after=1.0
-    )
-
-
-def _cut_short() -> UnavailableError:
-    return UnavailableError("The service ended before the create did; ask again.")

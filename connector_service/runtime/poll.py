@@ -12,6 +12,7 @@ import msgspec
 from connector_service.config import ConnectorSection
 from connector_service.runtime.call import Call
 from connector_service.runtime.known import Job
+from connector_service.runtime.limits import Bulkhead
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,11 +38,12 @@ class PollEvent(StrEnum):
 class Source(msgspec.Struct, frozen=True):
     """Where a connector's polls go, and what is promised for them; made once for all its jobs.
 
-    ``fetch`` asks the connector, with a deadline of its own. ``delete`` stops the job of a poll
-    when patience runs out. ``permanent`` is as in ``faults.judge``.
+    ``fetch`` asks the connector, within ``bulkhead`` and a deadline of its own. ``delete`` stops
+    the job of a poll when patience runs out. ``permanent`` is as in ``faults.judge``.
     """
 
     policy: ConnectorSection
+    bulkhead: Bulkhead
     fetch: Fetch
     delete: Delete
     permanent: Sequence[type[Exception]] = ()

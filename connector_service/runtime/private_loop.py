@@ -41,15 +41,15 @@ class PrivateLoop:
         )
         self._thread.start()
 
-    async def run(self, make: Callable[[], Awaitable[Any]]) -> Any:
-        """Await here what ``make`` makes there, in the caller's context.
+    async def run(self, make: Callable[..., Awaitable[Any]], /, **arguments: Any) -> Any:
+        """Await here what ``make`` makes there of ``arguments``, in the caller's context.
 
         Cancelling it cancels what runs there, and does not wait for it.
 
         Raises:
             UnavailableError: The loop has been closed.
         """
-        errand = _Errand(make)
+        errand = _Errand(functools.partial(make, **arguments))
         self.post(errand.begin)
         try:
             return await errand.reply

@@ -56,26 +56,31 @@ async def retried(
     permanent: Sequence[type[Exception]] = (),
     policy: Retry = Retry(),  # noqa: B008 - a frozen value
     on_retry: Callable[[BaseException, float], None] = lambda _error, _wait: None,
+    failed: tuple[Exception, float] | None = None,
 ) -> T:
     """Return what ``attempt`` returns, trying again after transient faults until ``deadline``.
 
     ``deadline`` is on ``policy.clock``; None allows a few tries. ``on_retry`` hears of each
-    fault that is retried and of the wait. Our own refusals (overload, a deadline that passed)
-    come out as they are: the caller shall see them at once.
+    fault that is retried and of the wait. ``failed`` is how a first try ended that was made before
+    this was called, and when it began: most calls have no other. Our own refusals (overload, a
+    deadline that passed) come out as they are: the caller shall see them at once.
 
     Raises:
         UnavailableError: The fault outlasted the deadline; it is the cause.
         Exception: Whatever is not transient, as it was raised.
     """
     tries = 0
-    started = policy.clock()
+    started = policy.clock() if failed is None else failed[1]
     while True:
         tries += 1
         try:
+            if failed is not None:
+                raise failed[0]  # noqa: TRY301 - judged as any other
             return await attempt()
         except CallError:
             raise
         except Exception as error:
+            failed = None
             verdict = judge(error, permanent)
             if verdict.fault is not Fault.TRANSIENT:
                 raise

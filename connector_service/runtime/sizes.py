@@ -39,6 +39,8 @@ _SECRET_FIELD = re.compile(
     rb'|access_?key|auth_?key)[\w.-]{0,64})"\s*:\s*+(?!null|""|\[\]|\{\}|true|false)',
     re.IGNORECASE,
 )
+# Without one of these there is no such key: most metas are spared the search.
+_SECRET_WORDS = (b"pass", b"token", b"secret", b"credential", b"key")
 # What is called a token and is none that opens a door: counts and page positions.
 _INNOCENT = re.compile(
     rb"(?:^|_)(?:(?:max|num|total|input|output)_?tokens?|(?:page|next|continuation|client_request)"
@@ -141,7 +143,15 @@ class MetaWatch:
                     "hint": f"the client stores and logs it; aim at 1 KiB, at most {_LARGE_META}",
                 },
             )
-        for found in _SECRET_FIELD.finditer(resource_meta[: 4 * _LARGE_META]):
+        text = resource_meta[: 4 * _LARGE_META]
+        lowered = text.lower()
+        for word in _SECRET_WORDS:
+            if word in lowered:
+                self._search(category, text)
+                break
+
+    def _search(self, category: TaskCategory, text: bytes) -> None:
+        for found in _SECRET_FIELD.finditer(text):
             field = found[1].decode("ascii", "replace")
             if not _INNOCENT.search(found[1]) and self._first(category, field):
                 _log.warning(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import logging
 import threading
 import time
 from collections import deque
-from queue import Empty, SimpleQueue
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from connector_service.errors import UnavailableError
-from connector_service.runtime.reply import Outcome, Reply, capture
+from connector_service.runtime.reply import Mailbox, Outcome, capture
+from connector_service.sdk.deadline import DEADLINE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
 __all__ = ["AbandonedCall", "Threads"]
 
@@ -46,6 +48,10 @@ class Threads:
     among ``threads``, a replacement is made when there is work, and it joins the pool again or
     ends once its call does. Abandoned and others together are at most ``most``; when all of
     those are abandoned, calls are refused.
+
+    A burst of calls wakes one thread, and each wakes the next before it begins, if calls wait:
+    those that return at once are done by the few threads that are up, one that blocks has
+    another up behind it.
     """
 
     def __init__(
@@ -61,12 +67,13 @@ class Threads:
         self.name = name
         self.threads = threads
         self.most = max(threads, threads * _MOST if most is None else most)
-        self._idle_seconds = idle
+        self.idle = idle
         self._clock = clock
         self._changing = threading.Lock()
         self._queue: deque[_Job] = deque()
         self._idle: list[_Worker] = []  # the last to come is the first to go on: others age out
-        self._live = 0  # threads that are not abandoned, idle ones included
+        self._roused: _Worker | None = None  # woken or begun, and has yet to look for a call
+        self._live = 0  # threads that are not abandoned, idle and roused ones included
         self._abandoned: dict[_Job, None] = {}
         self._abandoned_total = 0
         self._closed = False
@@ -74,7 +81,7 @@ class Threads:
     @property
     def running(self) -> int:
         """Calls on threads, abandoned ones left out."""
-        return self._live - len(self._idle)
+        return self._live - len(self._idle) - (self._roused is not None)
 
     @property
     def waiting(self) -> int:
@@ -98,23 +105,36 @@ class Threads:
             ]
 
     async def run(
-        self, operation: str, function: Callable[[], Any], deadline: float | None = None
+        self,
+        operation: str,
+        function: Callable[..., Any],
+        follow: Callable[[Awaitable[Any]], Awaitable[Any]] | None = None,
+        /,
+        **arguments: Any,
     ) -> Any:
         """Run ``function`` on a thread, in the caller's context, to its value or exception.
 
-        Cancel it to leave: what waits is never begun, what runs is abandoned. ``deadline`` only
-        tells the log which of the two reasons to leave it was.
+        Cancel it to leave: what waits is never begun, what runs is abandoned. With ``follow``, a
+        value that is itself to be awaited is awaited here, by way of it.
 
         Raises:
             UnavailableError: Every thread there may be is abandoned, or the pool is closed.
         """
-        job = _Job(operation, function)
+        job = _Job(operation, function, arguments)
         self._submit(job)
         try:
-            return await job.reply
+            value, error = await job.done
         except asyncio.CancelledError:
-            self._leave(job, deadline)  # nothing is left of it if the connector itself raised
+            self._leave(job)  # nothing is left of it if the connector itself raised
             raise
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame, and with it the request
+        if follow is not None and _is_awaitable(value):
+            return await follow(value)
+        return value
 
     def close(self) -> None:
         """Refuse new calls and those that wait; calls that run go on to their end; fine twice."""
@@ -124,10 +144,11 @@ class Threads:
             self._queue.clear()
             self._idle.clear()
             self._live -= len(idle)
-        for worker in idle:
-            worker.inbox.put(None)
+            for worker in idle:
+                worker.retired = True
+                worker.wake()
         for job in waiting:
-            job.reply.settle((None, self._refusal()))
+            job.settle((None, self._refusal()))
 
     # --- the callers' side ---------------------------------------------------------------------
 
@@ -135,37 +156,37 @@ class Threads:
         with self._changing:
             if self._closed or len(self._abandoned) >= self.most:
                 raise self._refusal()
-            if self._idle:
-                self._idle.pop().inbox.put(job)
-            elif not (self._may_grow() and self._start(job)):
+            self._queue.append(job)
+            if self._roused is None:
+                self._rouse()
                 if not self._live:  # the machine has no thread left, and none of ours would come
+                    self._queue.remove(job)
                     raise self._refusal()
-                self._queue.append(job)
 
-    def _leave(self, job: _Job, deadline: float | None) -> None:
+    def _leave(self, job: _Job) -> None:
         """Give up on a call: drop it, or abandon its thread and let another take its place."""
         refused: list[_Job] = []
         with self._changing:
-            job.cancelled = True
             if not job.thread:
                 if job in self._queue:
                     self._queue.remove(job)
                 return
             if job.ended:
                 return
+            deadline = DEADLINE.get()
             job.left = self._clock()
             job.late = deadline is not None and job.left >= deadline - _EARLY
             self._abandoned[job] = None
             self._abandoned_total += 1
             self._live -= 1
-            while self._queue and self._may_grow() and self._start(self._queue[0]):
-                self._queue.popleft()
+            if self._queue and self._roused is None:
+                self._rouse()
             if not self._live:
                 refused = list(self._queue)
                 self._queue.clear()
             count = len(self._abandoned)
         for waiting in refused:
-            waiting.reply.settle((None, self._refusal()))
+            waiting.settle((None, self._refusal()))
         _log.log(
             logging.WARNING if job.late else logging.INFO,
             "call abandoned: its thread runs on",
@@ -179,18 +200,20 @@ class Threads:
             },
         )
 
-    def _may_grow(self) -> bool:
-        return self._live < self.threads and self._live + len(self._abandoned) < self.most
-
-    def _start(self, job: _Job) -> bool:
-        worker = _Worker(self, job)
-        try:
-            worker.start()
-        except RuntimeError:  # the machine, or the pod's limit, has no thread left
-            _log.warning("no thread can be started", extra={"connector": self.name})
-            return False
-        self._live += 1
-        return True
+    def _rouse(self) -> None:
+        """Wake the thread that worked last, or begin one, if there may be another."""
+        if self._idle:
+            self._roused = self._idle.pop()
+            self._roused.wake()
+        elif self._live < self.threads and self._live + len(self._abandoned) < self.most:
+            worker = _Worker(self)
+            try:
+                worker.start()
+            except RuntimeError:  # the machine, or the pod's limit, has no thread left
+                _log.warning("no thread can be started", extra={"connector": self.name})
+                return
+            self._live += 1
+            self._roused = worker
 
     def _refusal(self) -> UnavailableError:
         if self._closed:
@@ -206,25 +229,28 @@ class Threads:
 
     # --- the threads' side ---------------------------------------------------------------------
 
-    def begin(self, job: _Job, thread: str) -> bool:
-        """Mark a call as running on ``thread``, unless its caller has gone."""
-        with self._changing:
-            if not job.cancelled:
-                job.thread = thread
-            return not job.cancelled
+    def take(self, worker: _Worker, ended: _Job | None) -> _Job | None:
+        """Return the next call for ``worker``, which has ``ended`` one; None is none now.
 
-    def end(self, job: _Job, worker: _Worker) -> _Job | None:
-        """Mark a call as ended and return the next; None is none now, or no more for ever."""
+        A worker that is ``retired`` thereafter gets no more for ever.
+        """
         with self._changing:
-            job.ended = True
-            if job in self._abandoned:
-                del self._abandoned[job]
-                if self._live >= self.threads:
-                    worker.retired = True
-                    return None
-                self._live += 1
-            if self._live <= self.threads and self._queue:
-                return self._queue.popleft()
+            if ended is not None:
+                ended.ended = True
+                if self._abandoned and ended in self._abandoned:
+                    del self._abandoned[ended]
+                    if self._live >= self.threads:
+                        worker.retired = True
+                        return None
+                    self._live += 1
+            elif self._roused is worker:
+                self._roused = None
+            if self._queue:
+                job = self._queue.popleft()
+                job.thread = worker.shown(job.operation)
+                if self._queue and self._roused is None:
+                    self._rouse()
+                return job
             if self._closed:
                 self._live -= 1
                 worker.retired = True
@@ -232,60 +258,99 @@ class Threads:
                 self._idle.append(worker)
             return None
 
-    def rest(self, worker: _Worker) -> _Job | None:
-        """Wait for a call; None ends the thread: it was idle for long, or the pool closed."""
-        try:
-            return worker.inbox.get(timeout=self._idle_seconds)
-        except Empty:
-            with self._changing:
-                if worker in self._idle:
-                    self._idle.remove(worker)
-                    self._live -= 1
-                    return None
-            return worker.inbox.get()  # a call came in this very moment
+    def age(self, worker: _Worker) -> bool:
+        """Let a worker go that was idle for long, unless it is woken in this very moment."""
+        with self._changing:
+            if worker in self._idle:
+                self._idle.remove(worker)
+                self._live -= 1
+                worker.retired = True
+            return worker.retired
 
 
 class _Job:
     """One call on its way through the pool; the pool's lock guards what changes."""
 
-    def __init__(self, operation: str, function: Callable[[], Any]) -> None:
+    __slots__ = (
+        "_arguments",
+        "_box",
+        "_context",
+        "_function",
+        "done",
+        "ended",
+        "late",
+        "left",
+        "operation",
+        "thread",
+    )
+
+    def __init__(
+        self, operation: str, function: Callable[..., Any], arguments: Mapping[str, Any]
+    ) -> None:
         self.operation = operation
-        self.reply = Reply()
         self._function = function
+        self._arguments = arguments
         self._context = contextvars.copy_context()
-        self.thread = ""
-        self.cancelled = False
+        self._box = box = Mailbox.here()
+        self.done: asyncio.Future[Outcome] = box.loop.create_future()
+        self.thread = ""  # where it runs or ran
         self.ended = False
         self.left = 0.0
         self.late = False
 
     def execute(self) -> Outcome:
-        return self._context.run(capture, self._function)
+        return self._context.run(capture, self._function, self._arguments)
+
+    def settle(self, outcome: Outcome) -> None:
+        self._box.put(self.done, outcome)
 
 
 class _Worker(threading.Thread):
     """One thread; a daemon, so that code which never returns does not keep the process."""
 
-    def __init__(self, pool: Threads, first: _Job) -> None:
-        super().__init__(name=f"connector-{pool.name}", daemon=True)
+    def __init__(self, pool: Threads) -> None:
+        super().__init__(name=f"connector-{pool.name}-idle", daemon=True)
         self.pool = pool
-        self.inbox: SimpleQueue[_Job | None] = SimpleQueue()
-        self.inbox.put(first)
         self.retired = False
+        self._asleep = threading.Lock()  # held by who sleeps, released by who wakes it
+        self._asleep.acquire()
+        self.wake = self._asleep.release
+
+    def shown(self, operation: str) -> str:
+        """Have the thread's name tell what it does, and return the name."""
+        name = f"connector-{self.pool.name}-{operation}"
+        if name != self.name:
+            self.name = name
+        return name
 
     def run(self) -> None:
-        job = self.inbox.get()
-        while job is not None:
-            self.name = f"connector-{self.pool.name}-{job.operation}"
-            outcome = job.execute() if self.pool.begin(job, self.name) else None
-            # The thread is free before its caller hears of it, so that one call after another
-            # runs on one thread; and a caller who leaves in between leaves nothing behind.
-            following = self.pool.end(job, self)
-            if outcome is not None:
-                job.reply.settle(outcome)
-            # An idle thread must not keep a request, or what came of it, alive.
-            del job, outcome
-            if following is None and not self.retired:
-                self.name = f"connector-{self.pool.name}-idle"
-                following = self.pool.rest(self)
-            job = following
+        pool = self.pool
+        job = pool.take(self, None)
+        while True:
+            while job is not None:
+                outcome = job.execute()
+                # The thread is free before its caller hears of it, so that one call after another
+                # runs on one thread; and a caller who leaves in between leaves nothing behind.
+                following = pool.take(self, job)
+                job.settle(outcome)
+                # An idle thread must not keep a request, or what came of it, alive.
+                del outcome
+                job = following
+            if self.retired:
+                return
+            self.shown("idle")
+            if not self._asleep.acquire(timeout=pool.idle):
+                if pool.age(self):
+                    return
+                self._asleep.acquire()
+            if self.retired:
+                return
+            job = pool.take(self, None)
+
+
+def _is_awaitable(value: Any) -> bool:
+    """Tell what ``inspect.isawaitable`` does, for a fraction of its time."""
+    kind = type(value)
+    if kind is GeneratorType:
+        return bool(value.gi_code.co_flags & inspect.CO_ITERABLE_COROUTINE)
+    return hasattr(kind, "__await__")

@@ -47,23 +47,26 @@ class Registration:
 class Registry:
     """Connectors by task category: check first, change after, refuse duplicates.
 
-    Reading is lock-free and safe from any thread: a change replaces the maps, never edits them.
+    Reading is safe from any thread, and lock-free but for the first time after a change: a change
+    replaces the maps, never edits them. What is registered waits until it is read, so that many
+    registrations are put in order and described once, not each time anew.
     """
 
     def __init__(self) -> None:
         self._by_category: Mapping[TaskCategory, Registration] = {}
         self._agents: Mapping[str, agent_pb2.Agent] = {}
+        self._waiting: dict[TaskCategory, Registration] = {}  # not in the maps yet, and above them
         self.changes = 0  # how often it has changed: what was resolved stands until then
         self._changing = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._by_category)
+        return len(self._settled())
 
     def __iter__(self) -> Iterator[Registration]:
-        return iter(self._by_category.values())
+        return iter(self._settled().values())
 
     def __contains__(self, category: object) -> bool:
-        return category in self._by_category
+        return category in self._settled()
 
     def register(self, connector: ConnectorBase, override: bool = False) -> None:
         """Serve ``connector``'s task category with it.
@@ -81,17 +84,23 @@ class Registry:
             DuplicateConnectorError: As ``register``.
         """
         with self._changing:
-            merged = dict(self._by_category)
+            merged: dict[TaskCategory, Registration] = {}
             for new in registrations:
-                holder = merged.get(new.category)
+                holder = (
+                    merged.get(new.category)
+                    or self._waiting.get(new.category)
+                    or self._by_category.get(new.category)
+                )
                 if holder and holder.connector is not new.connector and not new.override:
                     raise DuplicateConnectorError(
                         f"Duplicate connector for task type {new.category.spoken}:"
                         f" {new.connector.name!r} was refused, {holder.connector.name!r} has it;"
                         f" disable one, or register with override=True."
                     )
+                _describe([new])  # what cannot be is its author's to know, not who lists all
                 merged[new.category] = new
-            self._replace(merged)
+            self._waiting.update(merged)
+            self.changes += 1
 
     def select(self, *, enable: Sequence[str] = (), disable: Sequence[str] = ()) -> list[str]:
         """Keep only the task types that ``enable`` matches and ``disable`` does not.
@@ -100,16 +109,18 @@ class Registry:
         patterns that matched no task type, which are most likely misspelt.
         """
         with self._changing:
-            names = {category.name for category in self._by_category}
+            held = {**self._by_category, **self._waiting}
+            names = {category.name for category in held}
             idle = [p for p in (*enable, *disable) if not fnmatch.filter(names, p)]
             self._replace(
                 {
                     category: registration
-                    for category, registration in self._by_category.items()
+                    for category, registration in held.items()
                     if (not enable or _matches(category.name, enable))
                     and not _matches(category.name, disable)
                 }
             )
+            self.changes += 1
         return idle
 
     def resolve(self, category: TaskCategory) -> Registration:
@@ -118,12 +129,13 @@ class Registry:
         Raises:
             ConnectorNotFoundError: Nobody registered it; it names what is registered.
         """
+        by_category = self._settled()
         try:
-            return self._by_category[category]
+            return by_category[category]
         except KeyError:
             raise ConnectorNotFoundError(
                 f"task type {category.spoken}",
-                (known.listed for known in self._by_category),
+                (known.listed for known in by_category),
             ) from None
 
     def get_connector(self, task_type_name: str, task_type_version: int = 0) -> ConnectorBase:
@@ -136,20 +148,31 @@ class Registry:
         Raises:
             ConnectorNotFoundError: No connector has that name.
         """
+        self._settled()
+        agents = self._agents
         try:
-            return self._agents[name]
+            return agents[name]
         except KeyError:
-            raise ConnectorNotFoundError(f"name {name!r}", self._agents) from None
+            raise ConnectorNotFoundError(f"name {name!r}", agents) from None
 
     def list_connectors(self) -> list[agent_pb2.Agent]:
         """Return one message a connector name, in a stable order."""
+        self._settled()
         return list(self._agents.values())
+
+    def _settled(self) -> Mapping[TaskCategory, Registration]:
+        """Take into the maps what waits, and return that of the categories."""
+        if self._waiting:
+            with self._changing:
+                if self._waiting:  # nobody else has meanwhile
+                    self._replace({**self._by_category, **self._waiting})
+        return self._by_category
 
     def _replace(self, by_category: Mapping[TaskCategory, Registration]) -> None:
         ordered = {category: by_category[category] for category in sorted(by_category)}
         self._agents = _describe(ordered.values())
         self._by_category = ordered
-        self.changes += 1
+        self._waiting = {}  # last: whoever sees that nothing waits must find it in the maps
 
 
 class ConnectorRegistry:

@@ -37,8 +37,7 @@ def live(
     """
 
     def started(service: Service) -> None:
-        # Modules, connectors and plugins live as long as the process: no collection walks them.
-        gc.collect()
+        gc.collect()  # what plugins left behind; connectors and their modules stay, with the rest
         gc.freeze()
         announce(service)
 

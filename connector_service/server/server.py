@@ -37,7 +37,7 @@ from connector_service.telemetry.http import HttpServer
 from connector_service.telemetry.logging import LogHook
 from connector_service.telemetry.metrics import MetricsHook, ServiceMetrics
 from connector_service.wire import introspection, v1, v2
-from connector_service.wire.binding import bind
+from connector_service.wire.binding import Methods
 from connector_service.wire.status import classify
 
 if TYPE_CHECKING:
@@ -343,11 +343,13 @@ class Service:
 
     def _add_services(self, server: grpc.aio.Server) -> tuple[str, ...]:
         spoken = [_PROTOCOLS[name] for name in self.config.listen.protocol]
+        methods = Methods()
         for protocol in spoken:
-            protocol.add_to_server(server, self._dispatcher)
-        introspection.add_to_server(server, self)
+            protocol.add_methods(methods, self._dispatcher)
+        introspection.add_methods(methods, self)
         health_service = health_pb2.DESCRIPTOR.services_by_name["Health"]
-        bind(server, health_service, self._health)
+        methods.add(health_service, self._health)
+        server.add_generic_rpc_handlers((methods,))
         names = (
             *(service.full_name for protocol in spoken for service in protocol.services()),
             introspection.SERVICE.full_name,

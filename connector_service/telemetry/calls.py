@@ -65,7 +65,10 @@ class CallMeter(Collector):
         """Return what counts such calls as ``started`` and ``ended`` do, in two steps less."""
         key = (protocol, operation, task_type)
         if key not in self._kinds:
-            self._kinds[key] = _Counted(functools.partial(self._timed, (*key, OK)))
+            self._kinds[key] = _Counted(
+                functools.partial(self._timed, (*key, OK)),
+                functools.partial(self._fed, task_type),
+            )
         return self._kinds[key]
 
     def _timed(self, key: tuple[str, str, str, str]) -> _Times:
@@ -73,6 +76,12 @@ class CallMeter(Collector):
         if times is None:
             times = self._times[key] = _Times()
         return times
+
+    def _fed(self, task_type: str) -> _Sum:
+        inputs = self._inputs.get(task_type)
+        if inputs is None:
+            inputs = self._inputs[task_type] = _Sum()
+        return inputs
 
     def started(self, protocol: str, operation: str) -> None:
         """Count a call in."""
@@ -87,10 +96,7 @@ class CallMeter(Collector):
         times.cells[bisect_left(_BOUNDS, seconds)] += 1
         times.seconds += seconds
         if record.input_bytes is not None:
-            inputs = self._inputs.get(record.task_type)
-            if inputs is None:
-                inputs = self._inputs[record.task_type] = _Sum()
-            inputs.add(1, record.input_bytes)
+            self._fed(record.task_type).add(1, record.input_bytes)
 
     def collect(self) -> Iterable[Metric]:
         """Name what was counted."""
@@ -181,21 +187,29 @@ class _Times:
 class _Counted(Kind):
     """The calls of one kind; their times begin to exist with the first that ended well."""
 
-    __slots__ = ("_find", "_times", "left")
+    __slots__ = ("_find", "_find_inputs", "_inputs", "_times", "left")
 
-    def __init__(self, find: Callable[[], _Times]) -> None:
+    def __init__(self, find: Callable[[], _Times], find_inputs: Callable[[], _Sum]) -> None:
         super().__init__(self._well)
         self.left = 0
         self._find = find
+        self._find_inputs = find_inputs
         self._times: _Times | None = None
+        self._inputs: _Sum | None = None
 
-    def _well(self, seconds: float) -> None:
+    def _well(self, seconds: float, input_bytes: int | None = None) -> None:
         times = self._times
         if times is None:
             times = self._times = self._find()
         self.left += 1
         times.cells[bisect_left(_BOUNDS, seconds)] += 1
         times.seconds += seconds
+        if input_bytes is not None:
+            inputs = self._inputs
+            if inputs is None:
+                inputs = self._inputs = self._find_inputs()
+            inputs.count += 1
+            inputs.amount += input_bytes
 
 
 class _Sum:

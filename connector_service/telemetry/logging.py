@@ -8,13 +8,13 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping, Set
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from connector_service.runtime.hooks import OK, Hook
 from connector_service.sdk.secrets import redact
+from connector_service.telemetry.lines import Line, Lines, milliseconds, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,18 +40,11 @@ def configure(settings: Log, *, worker: str = "") -> None:
 
     ``worker`` becomes a field of every line: which of several processes wrote it.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    if worker:
-        handler.addFilter(functools.partial(_sign, worker))
+    handler = Lines(sys.stderr, worker)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-
-
-def _sign(worker: str, record: logging.LogRecord) -> bool:
-    record.worker = worker
-    return True
 
 
 class TextFormatter(logging.Formatter):
@@ -65,7 +58,7 @@ class TextFormatter(logging.Formatter):
             if value != ""
         )
         level = record.levelname.lower()
-        line = f"{_time(record)} {level:<7} {record.name}: {record.getMessage()}{facts}"
+        line = f"{stamp(record.created)} {level:<7} {record.name}: {record.getMessage()}{facts}"
         # What a caller wrote must not begin a line of its own.
         line = redact(line)
         if not line.isprintable():
@@ -80,7 +73,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Render and redact."""
         fields: dict[str, Any] = {
-            "time": _time(record),
+            "time": stamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
@@ -100,6 +93,16 @@ class LogHook(Hook):
         """Return what tells whether such calls are written when they end well."""
         return functools.partial(_log.isEnabledFor, _level(operation))
 
+    def well(self, protocol: str, operation: str, task_type: str) -> Callable[[float], None] | None:
+        """Return what writes an event's line without a record; polls are seldom written."""
+        if operation not in _EVENTS:
+            return None
+
+        def record(took: float) -> logging.LogRecord:
+            return _record(logging.INFO, None, operation, task_type, OK, took, protocol)
+
+        return Line(_log, logging.INFO, record).well
+
     def ended(self, record: CallRecord) -> None:
         """Write one record."""
         if record.code == OK:
@@ -110,20 +113,45 @@ class LogHook(Hook):
             level = logging.ERROR if record.code == "INTERNAL" else logging.WARNING
         if not _log.isEnabledFor(level):
             return
-        error = record.error if record.incident else None
-        trace = None if error is None else (type(error), error, error.__traceback__)
-        # Made here and not by `log()`, which would look for its caller through the whole stack.
-        made = logging.LogRecord(_log.name, level, __file__, 0, "call", (), trace, "ended")
-        vars(made).update(
-            operation=str(record.operation),
-            task_type=record.task_type,
-            code=record.code,
-            milliseconds=round(record.seconds * 1000, 1),
-            protocol=record.protocol,
-            incident=record.incident,
-            details=record.details,
+        _log.handle(
+            _record(
+                level,
+                record.error if record.incident else None,
+                record.operation,
+                record.task_type,
+                record.code,
+                milliseconds(record.seconds),
+                record.protocol,
+                record.incident,
+                record.details,
+            )
         )
-        _log.handle(made)
+
+
+def _record(
+    level: int,
+    error: BaseException | None,
+    operation: str,
+    task_type: str,
+    code: str,
+    took: float,
+    protocol: str,
+    incident: str = "",
+    details: str = "",
+) -> logging.LogRecord:
+    """Make a call's record here and not by `log()`, which would look for its caller's frame."""
+    trace = None if error is None else (type(error), error, error.__traceback__)
+    made = logging.LogRecord(_log.name, level, __file__, 0, "call", (), trace, "ended")
+    vars(made).update(
+        operation=str(operation),
+        task_type=task_type,
+        code=code,
+        milliseconds=took,
+        protocol=protocol,
+        incident=incident,
+        details=details,
+    )
+    return made
 
 
 def _level(operation: str) -> int:
@@ -132,10 +160,6 @@ def _level(operation: str) -> int:
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
-
-
-def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
 def _trace(record: logging.LogRecord) -> str:

@@ -10,6 +10,8 @@ import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+import grpc
+from google import protobuf
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -136,8 +138,8 @@ class ServiceMetrics:
             {
                 "version": __version__,
                 "python": platform.python_version(),
-                "grpcio": version("grpcio"),
-                "protobuf": version("protobuf"),
+                "grpcio": grpc.__version__,
+                "protobuf": protobuf.__version__,
                 "flyteidl": version("flyteidl"),
             }
         )

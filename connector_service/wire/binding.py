@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from connector_service.codec.convert import leading, split
+from connector_service.codec.convert import begin_field, leading, split
 from connector_service.wire.memory import LARGE, give_back
 
 if TYPE_CHECKING:
@@ -20,30 +20,49 @@ if TYPE_CHECKING:
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
-__all__ = ["bind", "take_inputs"]
+__all__ = ["Methods", "take_inputs"]
 
 _log = logging.getLogger(__name__)
 
 # Where large requests keep what most of their bytes are.
 _INPUTS = {"flyteidl.admin.CreateTaskRequest": 1, "flyteidl2.connector.CreateTaskRequest": 1}
+# Responses of which the servicer returns the value of field 1, the only one they have: a message,
+# or bytes.
+_FIRST_FIELD = frozenset(("flyteidl.admin.GetTaskResponse", "flyteidl2.connector.GetTaskResponse"))
+_SYNC = "flyteidl.admin.ExecuteTaskSyncResponse"  # of which it returns the header's resource
+_FIRST_BYTES = frozenset(
+    ("flyteidl.admin.CreateTaskResponse", "flyteidl2.connector.CreateTaskResponse")
+)
 _inputs: ContextVar[bytes | memoryview | None] = ContextVar("inputs", default=None)
 
 
-def bind(server: grpc.aio.Server, service: Any, servicer: object) -> None:
-    """Serve ``service``, as its descriptor has it, with ``servicer``'s methods of those names.
+class Methods(grpc.GenericRpcHandler):
+    """Every method of a server, found in one step by its path; grpc asks handler after handler.
 
     One accept queue for all: registered handlers have one each, and then grpc waits anew for all
     of them at every call, which costs each call more than a queue of its own ever saved; releases
     before 1.80 do not serve them at all. What held up such a queue, a connector that blocks the
-    event loop, is moved to a loop of its own by the watchdog. The descriptor's class depends on
-    protobuf's implementation.
+    event loop, is moved to a loop of its own by the watchdog.
     """
-    handlers = {
-        method.name: _handler(method, getattr(servicer, method.name)) for method in service.methods
-    }
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(service.full_name, handlers),)
-    )
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    def add(self, service: Any, servicer: object) -> None:
+        """Serve ``service``, as its descriptor has it, with ``servicer``'s methods of those names.
+
+        The descriptor's class depends on protobuf's implementation.
+        """
+        for method in service.methods:
+            path = f"/{service.full_name}/{method.name}"
+            self._handlers[path] = _handler(method, getattr(servicer, method.name))
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return what answers a call; None is UNIMPLEMENTED."""
+        return self._handlers.get(handler_call_details.method)
 
 
 def take_inputs() -> bytes | memoryview | None:
@@ -69,7 +88,7 @@ def _handler(method: MethodDescriptor, function: Any) -> grpc.RpcMethodHandler[A
     return make(
         _Answer(function),
         request_deserializer=_reader(method.input_type),
-        response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        response_serializer=_writer(method.output_type),
     )
 
 
@@ -82,6 +101,35 @@ class _Answer(functools.partial[Any]):
     def __await__(self) -> Iterator[Any]:
         """Be awaited by nobody: it is called, and what it returns is awaited."""
         raise TypeError("Call it and await what it returns.")
+
+
+def _writer(kind: Descriptor) -> Callable[[Any], bytes]:
+    """Return what writes responses of a kind."""
+    if kind.full_name in _FIRST_FIELD:
+        return _write_first
+    if kind.full_name == _SYNC:
+        return _write_sync
+    if kind.full_name in _FIRST_BYTES:
+        return _write_bytes
+    return cast("Callable[[Any], bytes]", GetMessageClass(kind).SerializeToString)
+
+
+def _write_sync(resource: Any) -> bytes:
+    """Write a resource as field 1 of the header that is field 1 of a response."""
+    data: bytes = resource.SerializeToString()
+    size = begin_field(1, len(data))
+    return begin_field(1, len(size) + len(data)) + size + data
+
+
+def _write_bytes(value: bytes) -> bytes:
+    """Write a response of some bytes in field 1."""
+    return begin_field(1, len(value)) + value
+
+
+def _write_first(value: Any) -> bytes:
+    """Write a response of one message in field 1 without putting it into another message first."""
+    data: bytes = value.SerializeToString()
+    return begin_field(1, len(data)) + data
 
 
 def _reader(kind: Descriptor) -> Callable[[bytes], Any]:

@@ -16,17 +16,17 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorP
 from google.protobuf.message_factory import GetMessageClass
 
 from connector_service.version import __version__
-from connector_service.wire.binding import bind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Mapping, Sequence
 
     from connector_service.hosts.outer import HostState
     from connector_service.plugins.loader import PluginRecord
+    from connector_service.wire.binding import Methods
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
-__all__ = ["METHODS", "SERVICE", "Inside", "Introspection", "add_to_server"]
+__all__ = ["METHODS", "SERVICE", "Inside", "Introspection", "add_methods"]
 
 _PACKAGE = "connector_service.v1"
 _FILE = "connector_service/v1/introspection.proto"
@@ -129,9 +129,9 @@ METHODS: Mapping[str, tuple[Any, Any]] = {
 }
 
 
-def add_to_server(server: grpc.aio.Server, inside: Inside) -> None:
-    """Serve what ``inside`` tells."""
-    bind(server, SERVICE, Introspection(inside))
+def add_methods(methods: Methods, inside: Inside) -> None:
+    """Put what tells of ``inside`` in ``methods``."""
+    methods.add(SERVICE, Introspection(inside))
 
 
 class Introspection:

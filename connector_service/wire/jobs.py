@@ -14,6 +14,7 @@ from connector_service.wire.binding import take_inputs
 from connector_service.wire.status import answer, refuse, send
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from types import ModuleType
 
     import grpc.aio
@@ -27,7 +28,7 @@ __all__ = ["Jobs", "about", "read_deadline", "started"]
 
 _MARGIN = 0.25  # seconds for the answer to reach the client before its deadline
 _MARGIN_SHARE = 0.1  # of a short deadline
-_GET = Operation.GET
+_CREATE, _GET = Operation.CREATE, Operation.GET
 _category = functools.lru_cache(1024)(TaskCategory)
 
 
@@ -44,21 +45,23 @@ class Jobs:
         self._dispatcher = dispatcher
         self._protocol = protocol
         self._messages: Any = messages
-        self._get_response = self._messages.GetTaskResponse
-        self._dispatch = dispatcher.dispatch
+        self._answer = dispatcher.answer
 
-    async def CreateTask(self, request: Any, context: Context) -> Any:
-        """Start a job."""
-        call = started(self._protocol, Operation.CREATE, request, context)
-        outcome = await self._dispatcher.dispatch(call)
-        return self._messages.CreateTaskResponse(resource_meta=await answer(context, outcome))
+    def CreateTask(self, request: Any, context: Context) -> Awaitable[Any]:
+        """Start a job; what comes is the resource meta, which its writer puts into the response."""
+        template = request.template
+        name = template.type
+        if not name:
+            call = started(self._protocol, _CREATE, request, context)
+        else:
+            category = _category(name, template.task_type_version)
+            deadline, data = read_deadline(context), take_inputs()
+            call = Call(self._protocol, _CREATE, category, request, None, deadline, None, data)
+        return self._answer(call, refuse, context)
 
-    async def GetTask(self, request: Any, context: Context) -> Any:
-        """Poll a job."""
-        outcome = await self._dispatch(self._on_job(_GET, request, context))
-        if outcome.status is not None:
-            await refuse(context, outcome.status)
-        return self._get_response(resource=outcome.value)
+    def GetTask(self, request: Any, context: Context) -> Awaitable[Any]:
+        """Poll a job; what comes is the resource, which its writer puts into the response."""
+        return self._answer(self._on_job(_GET, request, context), refuse, context)
 
     async def DeleteTask(self, request: Any, context: Context) -> Any:
         """Stop a job."""

@@ -13,18 +13,18 @@ from connector_service.errors import InvalidRequestError
 from connector_service.runtime.call import Call
 from connector_service.sdk.method import Operation
 from connector_service.sdk.resource import TaskCategory
-from connector_service.wire.binding import bind
 from connector_service.wire.jobs import Jobs, about, read_deadline, started
-from connector_service.wire.status import answer, send
+from connector_service.wire.status import answer, refuse, send
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
 
     from connector_service.runtime.dispatcher import Dispatcher
+    from connector_service.wire.binding import Methods
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
-__all__ = ["Metadata", "SyncAgent", "add_to_server", "services"]
+__all__ = ["Metadata", "SyncAgent", "add_methods", "services"]
 
 _PROTOCOL = FlyteProtocol.FLYTE1
 _SERVICES = service_pb2.DESCRIPTOR.services_by_name
@@ -35,12 +35,12 @@ def services() -> tuple[ServiceDescriptor, ...]:
     return tuple(_SERVICES.values())
 
 
-def add_to_server(server: grpc.aio.Server, dispatcher: Dispatcher) -> None:
-    """Serve Flyte 1's three services on ``server``."""
-    bind(server, _SERVICES["AsyncAgentService"], Jobs(dispatcher, _PROTOCOL, agent_pb2))
-    bind(server, _SERVICES["SyncAgentService"], SyncAgent(dispatcher))
+def add_methods(methods: Methods, dispatcher: Dispatcher) -> None:
+    """Put Flyte 1's three services in ``methods``."""
+    methods.add(_SERVICES["AsyncAgentService"], Jobs(dispatcher, _PROTOCOL, agent_pb2))
+    methods.add(_SERVICES["SyncAgentService"], SyncAgent(dispatcher))
     metadata = _SERVICES["AgentMetadataService"]
-    bind(server, metadata, Metadata(dispatcher))
+    methods.add(metadata, Metadata(dispatcher))
 
 
 class SyncAgent:
@@ -48,16 +48,15 @@ class SyncAgent:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         """Take the dispatcher that answers."""
-        self._dispatcher = dispatcher
+        self._answer = dispatcher.answer
 
     async def ExecuteTaskSync(self, _requests: object, context: Context) -> None:
         """Do the work of one task: exactly one header message back, then OK.
 
-        The client stops reading after its first message; more would leak the stream.
+        The client stops reading after its first message; more would leak the stream. What is sent
+        is the resource, which its writer puts into the header of the response.
         """
-        outcome = await self._dispatcher.dispatch(await _do(context))
-        header = agent_pb2.ExecuteTaskSyncResponseHeader(resource=await answer(context, outcome))
-        await send(context, agent_pb2.ExecuteTaskSyncResponse(header=header))
+        await send(context, await self._answer(await _do(context), refuse, context))
 
 
 class Metadata:

@@ -8,7 +8,6 @@ from flyteidl2.connector import connector_pb2, service_pb2
 
 from connector_service.codec.convert import FlyteProtocol
 from connector_service.sdk.method import Operation
-from connector_service.wire.binding import bind
 from connector_service.wire.jobs import Jobs, about
 from connector_service.wire.status import answer
 
@@ -18,10 +17,11 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
 
     from connector_service.runtime.dispatcher import Dispatcher
+    from connector_service.wire.binding import Methods
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
-__all__ = ["Metadata", "add_to_server", "services"]
+__all__ = ["Metadata", "add_methods", "services"]
 
 _PROTOCOL = FlyteProtocol.FLYTE2
 _SERVICES = service_pb2.DESCRIPTOR.services_by_name
@@ -32,11 +32,11 @@ def services() -> tuple[ServiceDescriptor, ...]:
     return tuple(_SERVICES.values())
 
 
-def add_to_server(server: grpc.aio.Server, dispatcher: Dispatcher) -> None:
-    """Serve Flyte 2's two services on ``server``; it has none for sync tasks."""
-    bind(server, _SERVICES["AsyncConnectorService"], Jobs(dispatcher, _PROTOCOL, connector_pb2))
+def add_methods(methods: Methods, dispatcher: Dispatcher) -> None:
+    """Put Flyte 2's two services in ``methods``; it has none for sync tasks."""
+    methods.add(_SERVICES["AsyncConnectorService"], Jobs(dispatcher, _PROTOCOL, connector_pb2))
     metadata = _SERVICES["ConnectorMetadataService"]
-    bind(server, metadata, Metadata(dispatcher))
+    methods.add(metadata, Metadata(dispatcher))
 
 
 class Metadata:

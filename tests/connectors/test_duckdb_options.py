@@ -101,20 +101,37 @@ def test_the_service_itself_never_loads_duckdb() -> None:
     assert python(code) == "False"
 
 
-def test_without_duckdb_the_import_says_what_to_install() -> None:
-    """One sentence with the command, for the plugin record."""
-    code = """
+WITHOUT_DUCKDB = """
 import importlib.abc, importlib.machinery, sys
 class Hide(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         return None if name.startswith("duckdb") else super().find_spec(name, path, target)
 sys.meta_path[:] = [f for f in sys.meta_path if f is not importlib.machinery.PathFinder] + [Hide]
+"""
+
+
+def test_without_duckdb_the_import_says_what_to_install() -> None:
+    """One sentence with the command, for the plugin record."""
+    code = """
 try:
     import connector_service.connectors.duckdb
 except ImportError as error:
     print(error)
 """
-    assert python(code) == (
+    assert python(WITHOUT_DUCKDB + code) == (
         "The duckdb connector needs DuckDB; run: pip install 'connector-service[duckdb]'"
     )
+
+
+def test_a_service_without_duckdb_is_whole_and_loads_nothing_of_its_connector() -> None:
+    """The plugin is one whose extra is not installed: none that failed, and it costs no imports."""
+    code = """
+from connector_service.plugins import loader
+from connector_service.sdk.registry import Registry
+(source,) = (source for source in loader.sources() if source.name == "duckdb")
+(record,) = loader.load([source], Registry())
+package = "connector_service.connectors.duckdb."
+print(record.state, record.failed, [name for name in sys.modules if name.startswith(package)])
+"""
+    assert python(WITHOUT_DUCKDB + code) == "extra not installed False []"

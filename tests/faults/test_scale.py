@@ -30,6 +30,7 @@ from connector_service.runtime.call import Call
 from connector_service.runtime.ledger import Job as Created
 from connector_service.runtime.ledger import Recorded, Reserved
 from connector_service.runtime.ledger_memory import MemoryLedger
+from connector_service.runtime.limits import Bulkhead
 from connector_service.runtime.poll import Source
 from connector_service.sdk.method import Operation
 from connector_service.testing import serve
@@ -175,7 +176,7 @@ def told(polls: Polls, phase: int) -> Callable[[int], Awaitable[object]]:
 
     async def delete(_call: Call) -> None: ...
 
-    source = Source(ConnectorSection(), fetch, delete)
+    source = Source(ConnectorSection(), Bulkhead("spark", 1000, 0), fetch, delete)
     return lambda number: polls.poll(source, poll(number))
 
 

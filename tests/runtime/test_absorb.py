@@ -27,6 +27,7 @@ from connector_service.errors import (
 )
 from connector_service.runtime.absorb import PollEvent, Polls, Source
 from connector_service.runtime.call import Call
+from connector_service.runtime.limits import Bulkhead
 from connector_service.sdk.method import Operation
 from connector_service.sdk.resource import TaskCategory, convert_to_flyte_phase
 
@@ -54,6 +55,7 @@ class Scene:
         self.delete_raises: Exception | None = None
         self.permanent: tuple[type[Exception], ...] = ()
         self.policy = ConnectorSection(**policy)
+        self.bulkhead = Bulkhead("fake", 100, 0, clock=lambda: self.now)
         self.polls = Polls(
             lambda event, _category: self.events.update([event]),
             clock=lambda: self.now,
@@ -77,7 +79,7 @@ class Scene:
         request = GetTaskRequest(resource_meta=job.encode(), output_prefix="mem://out")
         call = Call("flyteidl", Operation.GET, FAKE, request)
         call = msgspec.structs.replace(call, **changes)
-        source = Source(self.policy, self.fetch, self.delete, self.permanent)
+        source = Source(self.policy, self.bulkhead, self.fetch, self.delete, self.permanent)
         return await self.polls.poll(source, call)
 
     async def poll_for(self, seconds: float, every: float = 30.0) -> Any:

@@ -173,6 +173,39 @@ async def test_duplicates_join_one_create(world: World) -> None:
     assert world.backend.keys == [KEY]
 
 
+async def test_a_create_that_never_waits_is_answered_at_once(world: World) -> None:
+    """It needs no task, is remembered as any other, and a repeat gets its answer."""
+    replica = world.replica()
+    world.backend.go.set()
+    first = replica.create(CATEGORY, KEY, world.backend.create, LIMITS)
+    with pytest.raises(StopIteration) as ended:
+        first.send(None)
+    assert ended.value.value == b"job-1"
+    assert replica.running == 0
+    assert await world.call(replica) == b"job-1"
+    assert world.backend.keys == [KEY]
+
+
+@pytest.mark.parametrize(
+    ("fault", "heard"),
+    [(PermanentError("no"), PermanentError), (asyncio.CancelledError(), UnavailableError)],
+    ids=["an error", "a cancellation of itself"],
+)
+async def test_a_create_that_fails_at_once_frees_its_caller(
+    world: World, fault: BaseException, heard: type[Exception]
+) -> None:
+    """The caller hears it, and is not taken for one who has left."""
+
+    async def run(_key: str) -> bytes:
+        raise fault
+
+    with pytest.raises(heard):
+        await world.replica().create(CATEGORY, KEY, run, LIMITS)
+    caller = asyncio.current_task()
+    assert caller is not None
+    assert not caller.cancelling()
+
+
 async def test_a_repeat_gets_the_first_answer(world: World) -> None:
     """Within the retention a repeat, here or at another replica, gets the same bytes."""
     world.backend.go.set()

@@ -55,6 +55,17 @@ async def test_a_blip_is_retried() -> None:
     assert scene.waits == [0.2, 0.4] == [wait for _, wait in heard]
 
 
+async def test_a_first_try_made_elsewhere_counts_as_the_first() -> None:
+    """It is judged and waited for as any other; its time is in what is told at the end."""
+    failed = (TimeoutError("one"), 98.0)
+    assert await (scene := Scene("done")).run(failed=failed) == "done"
+    assert scene.waits == [0.2]
+    with pytest.raises(PermanentError):
+        await Scene("done").run(failed=(PermanentError("no"), 98.0))
+    with pytest.raises(UnavailableError, match=r"\(2 tries in 3\.0 s\)"):
+        await Scene(TimeoutError(), cost=0.8).run(1.2, failed=failed)
+
+
 async def test_the_jitter_is_full() -> None:
     """The wait is drawn from all of the span: two thousand callers do not return together."""
     assert await (scene := Scene(TimeoutError(), "done", draw=0.0)).run() == "done"

@@ -88,6 +88,55 @@ async def test_a_thread_says_what_it_runs(blocking: Blocking) -> None:
     threads.close()
 
 
+async def test_a_burst_of_quick_calls_takes_few_threads() -> None:
+    """Calls that return at once are done by the threads that are up, and wake no others."""
+    threads = Threads("Burst", 32)
+    idents: set[int] = set()
+    for _ in range(20):
+        idents |= set(
+            await asyncio.gather(*(threads.run("get", threading.get_ident) for _ in range(100)))
+        )
+    assert len(idents) <= 12
+    threads.close()
+
+
+async def test_a_call_that_blocks_holds_up_no_other_of_its_burst(blocking: Blocking) -> None:
+    """Behind 31 calls that block, all begun in one turn of the loop, another gets its thread."""
+    threads = Threads("Spark", 32)
+    for _ in range(3):  # with new threads, then with idle ones
+        blocking.gate.clear()
+        stuck = [start(threads, blocking.call()) for _ in range(31)]
+        async with asyncio.timeout(PATIENCE / 2):
+            assert await threads.run("get", int) == 0
+        await blocking.in_call(31)
+        assert (threads.running, threads.waiting) == (31, 0)
+        blocking.gate.set()
+        await asyncio.gather(*stuck)
+    threads.close()
+
+
+async def test_callers_that_come_and_leave_at_random_lose_no_call() -> None:
+    """Thousands of calls, some left, some late: each other gets its own value, and none runs on."""
+    threads = Threads("Spark", 4, most=64)
+
+    async def one(number: int) -> None:
+        call = start(threads, lambda: (time.sleep(0.0005 * (number % 7 == 0)), number)[1])
+        if number % 5:
+            assert await call == number
+            return
+        await asyncio.sleep(0.0001 * (number % 3))
+        call.cancel()
+        await asyncio.wait([call])
+
+    async with asyncio.timeout(3 * PATIENCE):
+        for first in range(0, 4_000, 200):
+            await asyncio.gather(*(one(first + number) for number in range(200)))
+    await eventually(lambda: threads.abandoned() == [])
+    await eventually(lambda: (threads.running, threads.waiting) == (0, 0))
+    threads.close()
+    await eventually(lambda: not any("-Spark-" in t.name for t in threading.enumerate()))
+
+
 async def test_at_most_so_many_run_and_the_rest_wait_in_order(blocking: Blocking) -> None:
     """``threads`` bounds what runs; the others begin in the order in which they came."""
     threads = Threads("Spark", 2)

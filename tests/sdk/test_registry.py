@@ -162,6 +162,36 @@ def test_a_batch_is_registered_whole_or_not_at_all() -> None:
     assert TaskCategory("new") not in registry
 
 
+class Counted(Job):
+    asked = 0
+
+    @property
+    def name(self) -> str:
+        Counted.asked += 1
+        return "Counted"
+
+
+def test_what_is_registered_is_not_described_anew_for_each_that_follows() -> None:
+    """Ten times as many connectors cost ten times as much, not a hundred times."""
+
+    def asked(number: int) -> int:
+        Counted.asked = 0
+        registry = registry_of(*(Counted(task_type_name=f"t{index}") for index in range(number)))
+        assert len(registry.list_connectors()[0].supported_task_categories) == number
+        return Counted.asked
+
+    assert asked(200) <= 10 * asked(20)
+
+
+def test_a_connector_that_cannot_be_described_is_refused_and_the_others_are_listed() -> None:
+    """It is told at its registration, where the plugin alone is at fault, and not at a read."""
+    registry = registry_of(job("one"))
+    with pytest.raises(ValueError, match="out of range"):
+        registry.register(job("two", version=2**40))
+    assert listed(registry) == {"Job": (False, [("one", 0)])}
+    assert TaskCategory("two", 2**40) not in registry
+
+
 class NoInit(Job):
     def __init__(self) -> None:
         pass

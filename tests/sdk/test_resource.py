@@ -77,6 +77,13 @@ class OwnClassMeta(ResourceMeta):
 
 
 @dataclass
+class FlatMeta(ResourceMeta):
+    job: str
+    number: int
+    região: str  # noqa: PLC2401 - an author's own language
+
+
+@dataclass
 class SloppyMeta(ResourceMeta):
     job: str = None  # type: ignore[assignment] # what many authors write
     place: Place | None = None
@@ -120,8 +127,28 @@ FULL = JobMeta(
 
 @pytest.mark.parametrize(
     "meta",
-    [ResourceMeta(), JobMeta("j"), FULL, JobMeta("é\u2028\U0001f600"), JobMeta("nan", price=1e300)],
-    ids=["empty", "defaults", "full", "unicode", "large"],
+    [
+        ResourceMeta(),
+        JobMeta("j"),
+        FULL,
+        JobMeta("é\u2028\U0001f600"),
+        JobMeta("nan", price=1e300),
+        FlatMeta("j-1", 10**40, "us"),
+        FlatMeta('"\\\n\x00 é\ud800', -1, ""),
+        FlatMeta("j", True, "us"),
+        FlatMeta(JobId("j"), 1, "us"),
+    ],
+    ids=[
+        "empty",
+        "defaults",
+        "full",
+        "unicode",
+        "large",
+        "flat",
+        "odd texts",
+        "truth for a number",
+        "a text of its own class",
+    ],
 )
 def test_meta_encodes_as_upstream_byte_for_byte(meta: ResourceMeta) -> None:
     """The bytes are those of `json.dumps(asdict(...))`, which flytekit writes."""

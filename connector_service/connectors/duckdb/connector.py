@@ -41,11 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DuckdbConnector", "DuckdbMeta"]
 
-if importlib.util.find_spec("duckdb") is None:
-    raise ImportError(
-        "The duckdb connector needs DuckDB; run: pip install 'connector-service[duckdb]'"
-    )
-
 _TASK_TYPE = "duckdb"
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
 _OUTPUT_NAME = re.compile(r"\w[\w.-]{0,127}")
