@@ -72,17 +72,28 @@ class Plan:
     def _values(self, inputs: Any) -> dict[str, Any]:
         literals = inputs.literals
         if self._whole is not None and len(literals) >= _FEW:
-            values = self._whole(literals)
+            whole = self._whole(literals)
             # Each has a name of its own, and none the default that may stand for another thing;
             # a name that is no variable's has, undeclared, the same value.
-            if len(values) == len(literals) and all(values.values()):
-                return values
-        values = {}
+            if len(whole) == len(literals) and all(whole.values()):
+                return whole
+        values: dict[str, Any] = {}
         get = self._readers.get
         for entry in literals:
-            name = entry.name
+            name, literal = entry.name, entry.value
             read = get(name)
-            values[name] = decode(entry.value, None) if read is None else read(entry.value)
+            # The readers' first look, here: each call of a function costs more than all it does.
+            if read is _string:
+                value = literal.scalar.primitive.string_value
+            elif read is _integer:
+                value = literal.scalar.primitive.integer
+            elif read is _float:
+                value = literal.scalar.primitive.float_value
+            else:
+                value = None
+            if not value:
+                value = decode(literal, None) if read is None else read(literal)
+            values[name] = value
         return values
 
 
@@ -249,7 +260,7 @@ def _map(declared: Any, read: Reader, literal: Any) -> Any:
     try:
         whole = _MAPPED.get(read)
         if whole is None:
-            return {key: read(item) for key, item in literals.items()}
+            return {key: read(literals[key]) for key in literals}
         values = whole(literals)
         if not all(values.values()):
             for key, value in values.items():
@@ -266,9 +277,12 @@ _LISTED: dict[Reader, Callable[[Any], list[Any]]] = {
     _string: lambda literals: [item.scalar.primitive.string_value for item in literals],
 }
 _MAPPED: dict[Reader, Callable[[Any], dict[str, Any]]] = {
-    _integer: lambda literals: {k: v.scalar.primitive.integer for k, v in literals.items()},
-    _float: lambda literals: {k: v.scalar.primitive.float_value for k, v in literals.items()},
-    _string: lambda literals: {k: v.scalar.primitive.string_value for k, v in literals.items()},
+    # A map's `items()` is Python code of protobuf's, called for each of them.
+    _integer: lambda literals: {key: literals[key].scalar.primitive.integer for key in literals},
+    _float: lambda literals: {key: literals[key].scalar.primitive.float_value for key in literals},
+    _string: lambda literals: {
+        key: literals[key].scalar.primitive.string_value for key in literals
+    },
 }
 _NAMED: dict[Reader, Callable[[Any], dict[str, Any]]] = {
     _integer: lambda literals: {e.name: e.value.scalar.primitive.integer for e in literals},

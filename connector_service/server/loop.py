@@ -22,6 +22,23 @@ __all__ = ["new_loop", "patient_threads"]
 _MOST = 4096  # bytes taken at a time; more wake the loop again
 
 
+class _Woken(socket.socket):
+    """grpc's end of the pair of sockets through which its thread wakes the loop.
+
+    grpc reads one byte and then takes all events there are; each further byte would wake the loop
+    for nothing. So its one byte is all of them. A byte that comes after that stands for an event
+    that it may not have seen, and wakes the loop again.
+    """
+
+    __slots__ = ()
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        return _recv(self, _MOST, flags)
+
+
+_recv = socket.socket.recv
+
+
 def new_loop() -> asyncio.AbstractEventLoop:
     """Make the fastest event loop there is for this platform; it is not yet the thread's own."""
     base: Any = asyncio.SelectorEventLoop
@@ -32,8 +49,8 @@ def new_loop() -> asyncio.AbstractEventLoop:
 
     class Loop(base):  # type: ignore[misc] # uvloop's and asyncio's have the same method
         def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
-            if _is_grpc(callback) and isinstance(fd, socket.socket):
-                callback = functools.partial(_once, fd, bytearray(_MOST), callback)
+            if _is_grpc(callback) and type(fd) is socket.socket:
+                fd.__class__ = _Woken
             super().add_reader(fd, callback, *args)
 
     return Loop()
@@ -61,23 +78,9 @@ def patient_threads() -> Iterator[None]:
 
 
 def _is_grpc(callback: Callable[..., Any]) -> bool:
-    """Tell whether it is what takes all events of grpc-core that wait, for one byte that it reads.
+    """Tell whether it is what takes all events of grpc-core, for one byte that it reads before.
 
     Any other reader may want all its bytes.
     """
     function = callback.func if isinstance(callback, functools.partial) else callback
     return type(getattr(function, "__self__", None)).__name__ == "PollerCompletionQueue"
-
-
-def _once(fd: socket.socket, room: bytearray, callback: Callable[..., Any], *args: Any) -> None:
-    """Take all bytes but the one that ``callback`` reads itself, before it takes the events.
-
-    Not after: a byte that comes in between stands for an event that it has not seen.
-    """
-    try:
-        size = fd.recv_into(room, _MOST, socket.MSG_PEEK)
-    except BlockingIOError:  # woken for nothing
-        return
-    if size > 1:
-        fd.recv_into(room, size - 1)
-    callback(*args)
