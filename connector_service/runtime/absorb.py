@@ -199,7 +199,8 @@ class Polls:
 
     def _end(self, ask: Ask, resource: Any) -> Any:
         """Remember how a job ended; a large reply is asked for again instead."""
-        self._jobs.drop(ask.key)
+        if ask.key in self._jobs.keys:
+            self._jobs.drop(ask.key)
         reply = resource.SerializeToString()
         if ask.source.policy.terminal_retention and len(reply) <= _LARGEST_KEPT:
             until = self._clock() + ask.source.policy.terminal_retention
@@ -306,7 +307,8 @@ class Polls:
             resource = copy.copy(resource)  # it may be the connector's own, and answer again
             resource.phase = _PHASE_OF_STATE.get(state, TaskExecution.RUNNING)
         try:
-            resource = bound(resource)
+            if resource.ByteSize() > _TINY:
+                resource = bound(resource)
         except AuthorError as error:
             # The job is done and its result cannot pass: another attempt would end here too.
             resource = settle.ended(
@@ -316,7 +318,7 @@ class Polls:
                 code="ReplyTooLarge",
                 origin="user",
             )
-        if is_terminal_phase(resource.phase):
+        if resource.phase not in _GOING_ON:
             return self._end(ask, resource)
         self._note(ask, resource)
         return resource
