@@ -26,7 +26,7 @@ from bench.tables import table
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_TOLERANCE = 0.5  # of a target: two kinds of create reach 0.55 of theirs, and machines are shared
+_TOLERANCE = 0.6  # of a target; a shared machine's noise is within it, a blunder is not
 _RESULTS = Path("bench/results")
 _QUICK = ("floor", "floor-uvloop", "ours")
 
