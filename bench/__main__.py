@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench import environments, report
 from bench.capacity import capacity
 from bench.cases import CASES
+from bench.cores import cores
 from bench.endurance import endurance, missed
 from bench.environments import MissingToolError
 from bench.growth import growth, known_jobs
@@ -100,6 +101,10 @@ def _growth(arguments: argparse.Namespace) -> int:
     return _keep("growth", growth(arguments.jobs, _say), arguments.out)
 
 
+def _cores(arguments: argparse.Namespace) -> int:
+    return _keep("cores", cores(arguments.workers, arguments.turns, _say), arguments.out)
+
+
 def _endurance(arguments: argparse.Namespace) -> int:
     found = endurance(arguments.minutes, arguments.share, _say, rate=arguments.rate)
     _keep("endurance", found, arguments.out)
@@ -149,8 +154,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 1 if missed else 0
 
 
-def main() -> int:
-    """Run one command and return its exit code."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench")
     commands = parser.add_subparsers(required=True)
 
@@ -198,6 +202,12 @@ def main() -> int:
     one.add_argument("--out", type=Path, default=_RESULTS)
     one.set_defaults(run=_growth)
 
+    one = commands.add_parser("cores", help="one worker and several, of a host and of the service")
+    one.add_argument("--workers", type=int, default=2)
+    one.add_argument("--turns", type=int, default=5)
+    one.add_argument("--out", type=Path, default=_RESULTS)
+    one.set_defaults(run=_cores)
+
     one = commands.add_parser("endurance", help="minutes of mixed load, and what grows meanwhile")
     one.add_argument("--minutes", type=float, default=10.0)
     one.add_argument("--share", type=float, default=0.7, help="of capacity")
@@ -205,7 +215,12 @@ def main() -> int:
     one.add_argument("--out", type=Path, default=_RESULTS)
     one.set_defaults(run=_endurance)
 
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args()
     try:
         code: int = arguments.run(arguments)
     except MissingToolError as error:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from bench.cases import Case
 
-__all__ = ["PEERS", "Peer", "Running"]
+__all__ = ["PEERS", "Peer", "Running", "ours"]
 
 _ROOT = Path(__file__).parent.parent
 _PATIENCE = 300.0  # seconds until a server must be SERVING; under valgrind they take many
@@ -71,8 +71,13 @@ class Peer(NamedTuple):
         return self._replace(python=str(python_of(self.name)))
 
     @contextlib.contextmanager
-    def serve(self, prefix: tuple[str, ...] = (), settle: float = 0.0) -> Iterator[Running]:
-        """Serve on the server's core until the block ends; ``prefix`` is a command to run it by.
+    def serve(
+        self,
+        prefix: tuple[str, ...] = (),
+        settle: float = 0.0,
+        core: int | None = SERVER_CORE,
+    ) -> Iterator[Running]:
+        """Serve on one core, or on all, until the block ends; ``prefix`` is a command to run it by.
 
         Raises:
             RuntimeError: It ended, or did not become SERVING; the notes have what it wrote.
@@ -92,7 +97,7 @@ class Peer(NamedTuple):
                 name: value for name, value in os.environ.items() if not name.startswith(_STEERING)
             } | {"PYTHONPATH": str(home), "PYTHONHASHSEED": "0"}
             log = stack.enter_context(tempfile.TemporaryFile())
-            with on_core(SERVER_CORE):
+            with contextlib.nullcontext() if core is None else on_core(core):
                 began = time.perf_counter()
                 # A session of its own, as in a container: Linux schedules sessions as groups, and
                 # weighs a group anew at each of its wake-ups while it also runs on another core, as
@@ -107,7 +112,7 @@ class Peer(NamedTuple):
                 )
             stack.callback(_stop, process)
             try:
-                _wait_until_serving(process, port)
+                _wait_until_serving(process, port, session=core is None)
             except RuntimeError as error:
                 log.seek(0)
                 error.add_note(log.read()[-4000:].decode(errors="replace"))
@@ -117,7 +122,7 @@ class Peer(NamedTuple):
             yield running
 
 
-def _wait_until_serving(process: subprocess.Popen[bytes], port: int) -> None:
+def _wait_until_serving(process: subprocess.Popen[bytes], port: int, *, session: bool) -> None:
     until = time.monotonic() + _PATIENCE
     request = health_pb2.HealthCheckRequest().SerializeToString()
     while time.monotonic() < until:
@@ -125,7 +130,7 @@ def _wait_until_serving(process: subprocess.Popen[bytes], port: int) -> None:
         if process.poll() is not None:
             raise RuntimeError(f"The server ended with {process.returncode} before it served.")
         with contextlib.suppress(OSError, LoadError):
-            if not listens(process.pid, port):
+            if not listens(process.pid, port, session=session):
                 continue
             answer = health_pb2.HealthCheckResponse.FromString(ask(port, _HEALTH, request))
             if answer.status == health_pb2.HealthCheckResponse.SERVING:
@@ -143,9 +148,13 @@ def _floor(loop: str) -> Callable[[int, int], list[str]]:
     return lambda port, _: ["-m", "bench.floor", f"--port={port}", f"--loop={loop}"]
 
 
-def _ours(port: int, metrics: int) -> list[str]:
-    where = [f"--port={port}", f"--prometheus-port={metrics}"]
-    return ["-c", _SERVE, "serve", "--module=bench.connectors_ours", *where]
+def ours(*flags: str) -> Peer:
+    """Return our service as ``flags`` have it."""
+
+    def command(port: int, metrics: int) -> list[str]:
+        return ["-c", _SERVE, "serve", *flags, f"--port={port}", f"--prometheus-port={metrics}"]
+
+    return Peer("ours", command)
 
 
 def _flytekit(port: int, metrics: int) -> list[str]:
@@ -162,7 +171,7 @@ def _flyte(port: int, metrics: int) -> list[str]:
 
 
 _ALL = (
-    Peer("ours", _ours),
+    ours("--module=bench.connectors_ours"),
     Peer("floor", _floor("asyncio"), counts=False),
     Peer("floor-uvloop", _floor("uvloop"), counts=False),
     Peer("flytekit", _flytekit, (FLYTE1,), crosses=False).in_environment(),

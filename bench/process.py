@@ -80,15 +80,39 @@ def free_port() -> int:
             return port
 
 
-def listens(pid: int, port: int) -> bool:
-    """Tell whether it is this process that listens on a port, and no neighbour."""
+def listens(pid: int, port: int, *, session: bool = False) -> bool:
+    """Tell whether it is this process that listens on a port, or one of its ``session``.
+
+    And no neighbour, who may have taken a port that was free.
+    """
     wanted = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
             columns = line.split()
             if columns[3] == _LISTENING and int(columns[1].rpartition(":")[2], 16) == port:
                 wanted.add(f"socket:[{columns[9]}]")
-    return any(_target(entry) in wanted for entry in Path(f"/proc/{pid}/fd").iterdir())
+    return any(
+        _target(entry) in wanted
+        for process in (_session(pid) if session else [pid])
+        for entry in _entries(Path(f"/proc/{process}/fd"))
+    )
+
+
+def _session(pid: int) -> list[int]:
+    """List the processes of a session, by that which began it."""
+    found = []
+    for entry in _entries(Path("/proc")):
+        with contextlib.suppress(ValueError, ProcessLookupError):
+            if os.getsid(int(entry.name)) == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # it has ended meanwhile
+        return []
 
 
 def _target(entry: Path) -> str:
