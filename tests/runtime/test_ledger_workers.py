@@ -38,6 +38,9 @@ async def main():
         keys = [f"k{number}" for number in range(first, first + 8)]
         found = await asyncio.gather(*(ledger.reserve(key, "o", 15.0) for key in keys))
         won += [key for key, one in zip(keys, found) if isinstance(one, Reserved)]
+    # Who asks for a key that is recorded already is given the job, which is no orphan then.
+    print("reserved", flush=True)
+    sys.stdin.readline()
     for key in won:
         await ledger.record(key, "o", JOB, delivered=False)
     claimed = []
@@ -117,8 +120,14 @@ async def test_racing_processes_neither_create_nor_sweep_a_job_twice(tmp_path: P
         racers = [racer(tmp_path, f"w{number}/") for number in range(2)]
         try:
             for one in racers:
+                assert one.stdin is not None
                 assert one.stdout is not None
                 assert await asyncio.to_thread(one.stdout.readline) == "ready\n"
+            for one in racers:
+                one.stdin.write("\n")
+                one.stdin.flush()
+            for one in racers:
+                assert await asyncio.to_thread(one.stdout.readline) == "reserved\n"
             said = await asyncio.gather(
                 *(asyncio.to_thread(one.communicate, "\n", timeout=60) for one in racers)
             )
