@@ -16,7 +16,7 @@ from connector_service.codec.convert import begin_field, leading, split
 from connector_service.wire.memory import LARGE, give_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
@@ -26,13 +26,6 @@ _log = logging.getLogger(__name__)
 
 # Where large requests keep what most of their bytes are.
 _INPUTS = {"flyteidl.admin.CreateTaskRequest": 1, "flyteidl2.connector.CreateTaskRequest": 1}
-# Responses of which the servicer returns the value of field 1, the only one they have: a message,
-# or bytes.
-_FIRST_FIELD = frozenset(("flyteidl.admin.GetTaskResponse", "flyteidl2.connector.GetTaskResponse"))
-_SYNC = "flyteidl.admin.ExecuteTaskSyncResponse"  # of which it returns the header's resource
-_FIRST_BYTES = frozenset(
-    ("flyteidl.admin.CreateTaskResponse", "flyteidl2.connector.CreateTaskResponse")
-)
 _inputs: ContextVar[bytes | memoryview | None] = ContextVar("inputs", default=None)
 
 
@@ -104,32 +97,34 @@ class _Answer(functools.partial[Any]):
 
 
 def _writer(kind: Descriptor) -> Callable[[Any], bytes]:
-    """Return what writes responses of a kind."""
-    if kind.full_name in _FIRST_FIELD:
-        return _write_first
-    if kind.full_name == _SYNC:
-        return _write_sync
-    if kind.full_name in _FIRST_BYTES:
-        return _write_bytes
-    return cast("Callable[[Any], bytes]", GetMessageClass(kind).SerializeToString)
-
-
-def _write_sync(resource: Any) -> bytes:
-    """Write a resource as field 1 of the header that is field 1 of a response."""
-    data: bytes = resource.SerializeToString()
-    size = begin_field(1, len(data))
-    return begin_field(1, len(size) + len(data)) + size + data
+    """Return what writes responses of a kind, whole or only what the servicer returns of them."""
+    write = _WRITERS.get(kind.full_name)
+    return cast("Callable[[Any], bytes]", write or GetMessageClass(kind).SerializeToString)
 
 
 def _write_bytes(value: bytes) -> bytes:
-    """Write a response of some bytes in field 1."""
+    """Write a response that has these bytes in field 1, and no other."""
     return begin_field(1, len(value)) + value
 
 
-def _write_first(value: Any) -> bytes:
-    """Write a response of one message in field 1 without putting it into another message first."""
+def _write_message(value: Any) -> bytes:
+    """Write a response that has this message in field 1, without a copy of it in another."""
     data: bytes = value.SerializeToString()
     return begin_field(1, len(data)) + data
+
+
+def _write_sync(resource: Any) -> bytes:
+    """Write a response that has a header in field 1, which has this resource in field 1."""
+    return _write_bytes(_write_message(resource))
+
+
+_WRITERS: Mapping[str, Callable[[Any], bytes]] = {
+    "flyteidl.admin.CreateTaskResponse": _write_bytes,
+    "flyteidl2.connector.CreateTaskResponse": _write_bytes,
+    "flyteidl.admin.GetTaskResponse": _write_message,
+    "flyteidl2.connector.GetTaskResponse": _write_message,
+    "flyteidl.admin.ExecuteTaskSyncResponse": _write_sync,
+}
 
 
 def _reader(kind: Descriptor) -> Callable[[bytes], Any]:

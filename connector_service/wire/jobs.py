@@ -49,15 +49,7 @@ class Jobs:
 
     def CreateTask(self, request: Any, context: Context) -> Awaitable[Any]:
         """Start a job; what comes is the resource meta, which its writer puts into the response."""
-        template = request.template
-        name = template.type
-        if not name:
-            call = started(self._protocol, _CREATE, request, context)
-        else:
-            category = _category(name, template.task_type_version)
-            deadline, data = read_deadline(context), take_inputs()
-            call = Call(self._protocol, _CREATE, category, request, None, deadline, None, data)
-        return self._answer(call, refuse, context)
+        return self._answer(started(self._protocol, _CREATE, request, context), refuse, context)
 
     def GetTask(self, request: Any, context: Context) -> Awaitable[Any]:
         """Poll a job; what comes is the resource, which its writer puts into the response."""
@@ -83,12 +75,12 @@ class Jobs:
     def _on_job(self, operation: Operation, request: Any, context: Context) -> Call:
         """Read the task category, or Flyte 1's deprecated task type where there is none."""
         given = request.task_category
-        name = given.name
-        if name:
-            category = _category(name, given.version)
-            return Call(self._protocol, operation, category, request, None, read_deadline(context))
-        category = _category(getattr(request, "task_type", ""))
-        return _call(self._protocol, operation, category, request, context)
+        name, version, problem = given.name, given.version, None
+        if not name:
+            name, version = getattr(request, "task_type", ""), 0
+            problem = None if name else _missing(operation, "task_category.name")
+        category, deadline = _category(name, version), read_deadline(context)
+        return Call(self._protocol, operation, category, request, None, deadline, problem)
 
 
 def started(
@@ -100,9 +92,11 @@ def started(
 ) -> Call:
     """Read a request that starts work: its template names the task category."""
     template = message.template
-    category = _category(template.type, template.task_type_version)
+    name = template.type
+    problem = None if name else _missing(operation, "template.type")
+    category, deadline = _category(name, template.task_type_version), read_deadline(context)
     data = take_inputs() if inputs is None else None
-    return _call(protocol, operation, category, message, context, inputs, data)
+    return Call(protocol, operation, category, message, inputs, deadline, problem, data)
 
 
 def about(protocol: FlyteProtocol, operation: Operation, request: Any, context: Context) -> Call:
@@ -121,27 +115,5 @@ def read_deadline(context: Context) -> float | None:
     return time.monotonic() + remaining - min(_MARGIN, remaining * _MARGIN_SHARE)
 
 
-def _call(
-    protocol: FlyteProtocol,
-    operation: Operation,
-    category: TaskCategory,
-    message: Any,
-    context: Context,
-    inputs: Any = None,
-    inputs_data: bytes | memoryview | None = None,
-) -> Call:
-    problem = None
-    if not category.name:
-        starts = operation in (Operation.CREATE, Operation.DO)
-        field = "template.type" if starts else "task_category.name"
-        problem = InvalidRequestError(f"{operation} has no {field}.")
-    return Call(
-        protocol,
-        operation,
-        category,
-        message,
-        inputs,
-        read_deadline(context),
-        problem,
-        inputs_data,
-    )
+def _missing(operation: Operation, field: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{operation} has no {field}.")
