@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from connector_service.runtime.batch import Batches
     from connector_service.runtime.call import Call
+    from connector_service.runtime.route import Runner
     from connector_service.sdk.registry import Registration
 
 __all__ = ["Crossing", "Values"]
@@ -47,7 +48,7 @@ _SHORT = 256  # characters of a message that is kept with its phase
 class Crossing:
     """How calls of one operation reach one connector's method; what never changes, found once."""
 
-    __slots__ = ("_takes", "inputs", "method", "read", "registration", "together", "write")
+    __slots__ = ("_takes", "inputs", "method", "read", "registration", "run", "together", "write")
 
     def __init__(self, registration: Registration, method: Method) -> None:
         """Take the connector and the method."""
@@ -55,6 +56,8 @@ class Crossing:
         self.registration = registration
         # How polls are answered many at a time, where the connector can.
         self.together: tuple[Crossing, Batches] | None = None
+        # Runs a call by it until a deadline; whoever made this says how.
+        self.run: Runner
         readers = {name: _READERS[name](registration) for name in method.takes}
         self._takes = tuple(readers.items())
         # What reads the inputs, where the method takes them as Python values.

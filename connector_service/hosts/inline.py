@@ -71,14 +71,7 @@ class InlineHost:
 
     def run(self, call: Call) -> Awaitable[Any]:
         """Run one operation: create gives bytes, get and do a Resource message, delete nothing."""
-        crossing = self._crossing(call)
-        if crossing.together is not None:
-            return self._poll(crossing, *crossing.together, call, call.deadline)
-        if crossing.inputs is not None and crossing.inputs.are_large(call):
-            return self._decode(crossing, crossing.inputs, call, call.deadline)
-        return self._invoker.operate(
-            crossing.method, crossing.read, crossing.write, call, call.deadline
-        )
+        return self._crossing(call).run(call, call.deadline)
 
     def prepare(self, category: TaskCategory, operation: Operation) -> Runner:
         """Return what runs one operation of a category as ``run`` does, until a deadline."""
@@ -86,11 +79,11 @@ class InlineHost:
         operate: Runner | None = None
         seen = -1
 
-        def run(call: Call, deadline: float) -> Awaitable[Any]:
+        def run(call: Call, deadline: float | None) -> Awaitable[Any]:
             nonlocal operate, seen
             if operate is None or registry.changes != seen:
                 changes = registry.changes
-                operate = self._operate(self._crossing(call))
+                operate = self._crossing(call).run
                 seen = changes
             return operate(call, deadline)
 
@@ -115,7 +108,7 @@ class InlineHost:
         if inputs is None:
             return operate
 
-        def run(call: Call, deadline: float) -> Awaitable[Any]:
+        def run(call: Call, deadline: float | None) -> Awaitable[Any]:
             if inputs.are_large(call):
                 return self._decode(crossing, inputs, call, deadline)
             return operate(call, deadline)
@@ -169,6 +162,7 @@ class InlineHost:
             many = registration.methods.get(Operation.GET_MANY)
             if many is not None and call.operation is Operation.GET:
                 known.together = Crossing(registration, many), self._batches(registration, many)
+            known.run = self._operate(known)
             self._crossings[key] = known
         return known
 

@@ -118,9 +118,7 @@ class Guarantees:
     # --- one operation each --------------------------------------------------------------------
 
     def _create(self, route: Route, run: Runner, call: Call) -> Awaitable[bytes]:
-        deadline = time.monotonic() + route.policy.create_timeout
-        if call.deadline is not None and call.deadline < deadline:
-            deadline = call.deadline
+        deadline = route.deadline(call)
         make = functools.partial(self._make, route, run, call, deadline)
         key = idempotency_key(route.category, call.message.output_prefix)
         return self._once.create(route.category, key, make, route.policy, deadline=deadline)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from connector_service.runtime.hooks import Kind
     from connector_service.sdk.resource import TaskCategory
 
-    # Runs a call until a deadline, whatever the call's own is.
-    Runner: TypeAlias = Callable[[Call, float], Awaitable[Any]]
+    # Runs a call until a deadline, whatever the call's own is; None is without end.
+    Runner: TypeAlias = Callable[[Call, float | None], Awaitable[Any]]
 
 __all__ = ["Conflict", "Host", "Plan", "Route", "Routes", "Served"]
 
