@@ -168,36 +168,23 @@ def _other(declared: Any, literal: Any) -> Any:
 _DECLARED = {number: types_pb2.LiteralType(simple=number) for number in _Simple.values()}
 
 
-def _integer(literal: Any) -> Any:
-    primitive = literal.scalar.primitive
-    value = primitive.integer
-    if value or primitive.WhichOneof("value") == "integer":
-        return value
-    return decode(literal, _DECLARED[_Simple.INTEGER])
+def _primitive(field: str, simple: int) -> Reader:
+    declared = _DECLARED[simple]
+
+    def read(literal: Any) -> Any:
+        primitive = literal.scalar.primitive
+        value = getattr(primitive, field)
+        if value or primitive.WhichOneof("value") == field:
+            return value
+        return decode(literal, declared)
+
+    return read
 
 
-def _float(literal: Any) -> Any:
-    primitive = literal.scalar.primitive
-    value = primitive.float_value
-    if value or primitive.WhichOneof("value") == "float_value":
-        return value
-    return decode(literal, _DECLARED[_Simple.FLOAT])
-
-
-def _string(literal: Any) -> Any:
-    primitive = literal.scalar.primitive
-    value = primitive.string_value
-    if value or primitive.WhichOneof("value") == "string_value":
-        return value
-    return decode(literal, _DECLARED[_Simple.STRING])
-
-
-def _boolean(literal: Any) -> Any:
-    primitive = literal.scalar.primitive
-    value = primitive.boolean
-    if value or primitive.WhichOneof("value") == "boolean":
-        return value
-    return decode(literal, _DECLARED[_Simple.BOOLEAN])
+_integer = _primitive("integer", _Simple.INTEGER)
+_float = _primitive("float_value", _Simple.FLOAT)
+_string = _primitive("string_value", _Simple.STRING)
+_boolean = _primitive("boolean", _Simple.BOOLEAN)
 
 
 def _datetime(literal: Any) -> Any:
