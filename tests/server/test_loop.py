@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -23,10 +25,12 @@ class PollerCompletionQueue:
         self.woken, self.events = woken, events
         self.wakes = 0
         self.taken: list[int] = []
+        self.woken_once = asyncio.Event()
         self.all = asyncio.Event()
 
     def handle_events(self) -> None:
         self.wakes += 1
+        self.woken_once.set()
         assert self.woken.recv(1)
         while self.events:
             self.taken.append(self.events.pop(0))
@@ -42,23 +46,31 @@ def _run(main: object) -> None:
         loop.close()
 
 
+@contextlib.contextmanager
+def waking(events: list[int]) -> Iterator[tuple[PollerCompletionQueue, socket.socket]]:
+    """Have the running loop take events, for each byte that the other end of the pair sends."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        queue = PollerCompletionQueue(ours, events)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(ours, queue.handle_events)
+        yield queue, theirs
+        loop.remove_reader(ours)
+
+
 def test_events_that_wait_together_wake_the_loop_once() -> None:
     """A thousand events that came while the loop was busy cost one wake-up, and none is lost."""
 
     async def main() -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        queue = PollerCompletionQueue(ours, list(range(1000)))
-        theirs.sendall(b"1" * 1000)
-        loop = asyncio.get_running_loop()
-        loop.add_reader(ours, queue.handle_events)
-        await asyncio.wait_for(queue.all.wait(), 10)
-        await asyncio.sleep(0.05)  # what the loop would still be woken for
-        loop.remove_reader(ours)
-        assert queue.taken == list(range(1000))
-        assert queue.wakes == 1
-        ours.close()
-        theirs.close()
+        with waking(list(range(999))) as (queue, theirs):
+            theirs.sendall(b"1" * 999)
+            await asyncio.wait_for(queue.woken_once.wait(), 10)
+            queue.events.append(999)
+            theirs.sendall(b"1")
+            await asyncio.wait_for(queue.all.wait(), 10)
+            assert queue.taken == list(range(1000))
+            assert queue.wakes == 2  # one for each time that we wrote
 
     _run(main())
 
@@ -67,25 +79,18 @@ def test_an_event_that_comes_while_others_are_taken_is_not_forgotten() -> None:
     """Events that a thread brings one at a time, as fast as it can, are all taken."""
 
     async def main() -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        queue = PollerCompletionQueue(ours, [])
-        loop = asyncio.get_running_loop()
-        loop.add_reader(ours, queue.handle_events)
+        with waking([]) as (queue, theirs):
 
-        def bring() -> None:
-            for number in range(1000):
-                queue.events.append(number)
-                theirs.sendall(b"1")
+            def bring() -> None:
+                for number in range(1000):
+                    queue.events.append(number)
+                    theirs.sendall(b"1")
 
-        thread = threading.Thread(target=bring)
-        thread.start()
-        await asyncio.wait_for(queue.all.wait(), 10)
-        thread.join()
-        loop.remove_reader(ours)
-        assert queue.taken == list(range(1000))
-        ours.close()
-        theirs.close()
+            thread = threading.Thread(target=bring)
+            thread.start()
+            await asyncio.wait_for(queue.all.wait(), 10)
+            thread.join()
+            assert queue.taken == list(range(1000))
 
     _run(main())
 

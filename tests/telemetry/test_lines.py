@@ -18,7 +18,7 @@ from connector_service.telemetry.lines import Lines
 from connector_service.telemetry.logging import LogHook, configure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 CALLS = "connector_service.calls"
 WITHIN = 10.0  # seconds for what takes 20 ms
@@ -36,16 +36,6 @@ class Heard(io.StringIO):
         self.writes += 1
         self.written.set()
         return super().write(text)
-
-
-@pytest.fixture
-def root() -> Iterator[logging.Logger]:
-    """The root logger, put back as it was."""
-    logger = logging.getLogger()
-    handlers, level = logger.handlers[:], logger.level
-    yield logger
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
 
 
 @pytest.fixture

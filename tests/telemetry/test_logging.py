@@ -28,7 +28,7 @@ from connector_service.telemetry.logging import JsonFormatter, LogHook, TextForm
 from connector_service.testing import serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 CALLS = "connector_service.calls"
 
@@ -350,16 +350,6 @@ async def test_an_absorbed_poll_tells_its_fault_in_the_log(
 
 
 # --- the process's logger ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def root() -> Iterator[logging.Logger]:
-    """The root logger, put back as it was."""
-    logger = logging.getLogger()
-    handlers, level = logger.handlers[:], logger.level
-    yield logger
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
 
 
 @pytest.mark.parametrize("format_", ["text", "json"])
