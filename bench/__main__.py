@@ -25,7 +25,7 @@ from bench.scale import scale
 from bench.tables import table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _TOLERANCE = 0.6  # of a target; a shared machine's noise is within it, a blunder is not
 _RESULTS = Path("bench/results")
@@ -48,6 +48,15 @@ def _known(text: str, known: Mapping[str, object], what: str) -> list[str]:
             f"{', '.join(unknown)} is no {what} here; choose from {', '.join(known)}."
         )
     return names
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number of at least {least}.")
+        return int(text)
+
+    return number
 
 
 def _say(line: str) -> None:
@@ -203,8 +212,8 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(run=_growth)
 
     one = commands.add_parser("cores", help="one worker and several, of a host and of the service")
-    one.add_argument("--workers", type=int, default=2)
-    one.add_argument("--turns", type=int, default=5)
+    one.add_argument("--workers", type=_at_least(2), default=2)
+    one.add_argument("--turns", type=_at_least(1), default=5)
     one.add_argument("--out", type=Path, default=_RESULTS)
     one.set_defaults(run=_cores)
 
