@@ -177,13 +177,17 @@ class Stream:
         finally:
             close = getattr(self._source, "aclose", None)
             if close is not None:
-                _, error = await capture_async(
-                    functools.partial(asyncio.wait_for, close(), _CLOSING)
-                )
+                _, error = await capture_async(functools.partial(_within, close))
                 if error is not None and not isinstance(error, GeneratorExit):
                     _log.warning(
                         "A connector's generator failed while it was closed.", exc_info=error
                     )
+
+
+async def _within(close: Callable[[], Awaitable[Any]]) -> None:
+    # Not `wait_for`, which makes a task of its own: what that raises may stop the whole loop.
+    async with asyncio.timeout(_CLOSING):
+        await close()
 
 
 async def _end_all(loop: asyncio.AbstractEventLoop) -> None:
