@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import grpc.aio
-
 from connector_service.errors import StartupError
+from connector_service.hosts.child.connector_host.accepting import make_server
 from connector_service.server.loop import patient_threads
 
 if TYPE_CHECKING:
+    import grpc.aio
+
     from connector_service.config import Listen
+    from connector_service.hosts.child.connector_host.accepting import Reader
 
 __all__ = ["listen", "new_server"]
 
@@ -20,7 +22,7 @@ __all__ = ["listen", "new_server"]
 _MOST_PENDING = 16_384
 
 
-def new_server(settings: Listen, *, shares_port: bool = False) -> grpc.aio.Server:
+def new_server(settings: Listen, reader: Reader, *, shares_port: bool = False) -> grpc.aio.Server:
     """Make a server for clients that stay for months and for some that vanish.
 
     ``shares_port`` lets other servers of the same user listen on its port, each of which gets a
@@ -47,7 +49,7 @@ def new_server(settings: Listen, *, shares_port: bool = False) -> grpc.aio.Serve
         ("grpc.max_connection_age_grace_ms", 600_000),
     )
     with patient_threads():  # grpc-core starts its own here
-        return grpc.aio.server(options=options)
+        return make_server(options, reader)
 
 
 def listen(server: grpc.aio.Server, settings: Listen) -> int:

@@ -195,8 +195,9 @@ class Service:
             )
             self.prometheus_port = self._http.port
         try:
-            self._server = new_server(listen_on, shares_port=self._is_worker)
-            self._names = self._add_services(self._server)
+            methods = Methods()
+            self._server = new_server(listen_on, methods, shares_port=self._is_worker)
+            self._names = self._add_services(self._server, methods)
             if self._http is not None:
                 self.port = listen(self._server, listen_on)
                 # Alive while hosts start, which may take them a minute; ready when they have.
@@ -341,15 +342,14 @@ class Service:
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.ensure_future(self.reload())
 
-    def _add_services(self, server: grpc.aio.Server) -> tuple[str, ...]:
+    def _add_services(self, server: grpc.aio.Server, methods: Methods) -> tuple[str, ...]:
         spoken = [_PROTOCOLS[name] for name in self.config.listen.protocol]
-        methods = Methods()
         for protocol in spoken:
             protocol.add_methods(methods, self._dispatcher)
         introspection.add_methods(methods, self)
+        server.add_generic_rpc_handlers((methods,))
         health_service = health_pb2.DESCRIPTOR.services_by_name["Health"]
         methods.add(health_service, self._health)
-        server.add_generic_rpc_handlers((methods,))
         names = (
             *(service.full_name for protocol in spoken for service in protocol.services()),
             introspection.SERVICE.full_name,

@@ -41,6 +41,8 @@ class Methods(grpc.GenericRpcHandler):
     def __init__(self) -> None:
         """Begin with none."""
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self.latest = 0
+        """Bytes of the last request that was read."""
 
     def add(self, service: Any, servicer: object) -> None:
         """Serve ``service``, as its descriptor has it, with ``servicer``'s methods of those names.
@@ -49,13 +51,55 @@ class Methods(grpc.GenericRpcHandler):
         """
         for method in service.methods:
             path = f"/{service.full_name}/{method.name}"
-            self._handlers[path] = _handler(method, getattr(servicer, method.name))
+            self._handlers[path] = self._handler(method, getattr(servicer, method.name))
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """Return what answers a call; None is UNIMPLEMENTED."""
         return self._handlers.get(handler_call_details.method)
+
+    def _handler(self, method: MethodDescriptor, function: Any) -> grpc.RpcMethodHandler[Any, Any]:
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[method.client_streaming, method.server_streaming]
+        return make(
+            _Answer(function),
+            request_deserializer=self._reader(method.input_type),
+            response_serializer=_writer(method.output_type),
+        )
+
+    def _reader(self, kind: Descriptor) -> Callable[[bytes], Any]:
+        """Read requests; bytes that are none become an empty one, which the wire refuses.
+
+        An exception here is answered by grpc itself: UNKNOWN with its text, a traceback in the log
+        a request, and no record of the call.
+        """
+        message: Any = GetMessageClass(kind)
+        number = _INPUTS.get(kind.full_name)
+
+        def read(data: bytes) -> Any:
+            size = self.latest = len(data)
+            if size >= LARGE:
+                give_back()
+            try:
+                if number is None:
+                    return message.FromString(data)
+                rest, inputs = leading(data, number) or split(data, number)
+                request = message.FromString(rest)
+                if request.HasField("inputs"):  # they came in parts
+                    rest, inputs = split(data, number)
+                    request = message.FromString(rest)
+                _inputs.set(inputs)
+                return request
+            except DecodeError:
+                _log.warning("request is not decodable", extra={"message_type": kind.full_name})
+                return message()
+
+        return read
 
 
 def take_inputs() -> bytes | memoryview | None:
@@ -69,20 +113,6 @@ def take_inputs() -> bytes | memoryview | None:
     if inputs is not None:
         _inputs.set(None)
     return inputs
-
-
-def _handler(method: MethodDescriptor, function: Any) -> grpc.RpcMethodHandler[Any, Any]:
-    make = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[method.client_streaming, method.server_streaming]
-    return make(
-        _Answer(function),
-        request_deserializer=_reader(method.input_type),
-        response_serializer=_writer(method.output_type),
-    )
 
 
 class _Answer(functools.partial[Any]):
@@ -125,32 +155,3 @@ _WRITERS: Mapping[str, Callable[[Any], bytes]] = {
     "flyteidl2.connector.GetTaskResponse": _write_message,
     "flyteidl.admin.ExecuteTaskSyncResponse": _write_sync,
 }
-
-
-def _reader(kind: Descriptor) -> Callable[[bytes], Any]:
-    """Read requests; bytes that are none become an empty one, which the wire refuses.
-
-    An exception here is answered by grpc itself: UNKNOWN with its text, a traceback in the log a
-    request, and no record of the call.
-    """
-    message: Any = GetMessageClass(kind)
-    number = _INPUTS.get(kind.full_name)
-
-    def read(data: bytes) -> Any:
-        if len(data) >= LARGE:
-            give_back()
-        try:
-            if number is None:
-                return message.FromString(data)
-            rest, inputs = leading(data, number) or split(data, number)
-            request = message.FromString(rest)
-            if request.HasField("inputs"):  # they came in parts
-                rest, inputs = split(data, number)
-                request = message.FromString(rest)
-            _inputs.set(inputs)
-            return request
-        except DecodeError:
-            _log.warning("request is not decodable", extra={"message_type": kind.full_name})
-            return message()
-
-    return read

@@ -436,7 +436,7 @@ async def test_the_deadline_goes_with_the_call_and_ends_it(
         asked = call(operation, seconds=0.6)
         await fails(ask(forward(other.endpoint), asked), DeadlineError)
         assert method.seconds is not None
-        assert 0 < method.seconds <= 0.6
+        assert 0 < method.seconds <= 0.61  # on the wire gRPC rounds it up
         late = await fails(ask(forward(other.endpoint), call(operation, seconds=-1)), DeadlineError)
     assert "before the call began" in str(late)
 

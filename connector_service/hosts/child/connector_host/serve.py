@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from .accepting import make_server
 from .engine import Failure, Refusal
 from .table import Category, Request, Served, Table
 
@@ -60,6 +61,7 @@ class Service:
         self._token = token.encode()
         self._running = 0
         self._total = 0
+        self.latest = 0  # bytes of the last request that was read
 
     def bind(self, server: Any) -> None:
         """Put the services on ``server``."""
@@ -122,6 +124,7 @@ class Service:
     async def _answer(
         self, protocol: str, operation: str, kind: Any, data: bytes, context: Any
     ) -> Any:
+        self.latest = len(data)
         message = _decoded(kind, data)
         if operation == "create":
             category = (message.template.type, message.template.task_type_version)
@@ -198,7 +201,7 @@ async def open_server(service: Service, socket: str) -> Any:
     Raises:
         RuntimeError, OSError: The socket cannot be made.
     """
-    server = grpc.aio.server(options=_OPTIONS)
+    server = make_server(_OPTIONS, service)
     service.bind(server)
     previous = os.umask(0o177)
     try:
