@@ -347,9 +347,9 @@ class Service:
         for protocol in spoken:
             protocol.add_methods(methods, self._dispatcher)
         introspection.add_methods(methods, self)
-        server.add_generic_rpc_handlers((methods,))
         health_service = health_pb2.DESCRIPTOR.services_by_name["Health"]
         methods.add(health_service, self._health)
+        server.add_generic_rpc_handlers((methods,))
         names = (
             *(service.full_name for protocol in spoken for service in protocol.services()),
             introspection.SERVICE.full_name,

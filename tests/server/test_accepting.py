@@ -271,6 +271,9 @@ def test_the_size_of_the_last_request_is_known() -> None:
         assert handler.request_deserializer is not None
         handler.request_deserializer(data)
         assert methods.latest == len(data)
+        host = serve.Service(Table([]), "token")
+        host._decoded(type(request), data)
+        assert host.latest == len(data)
 
 
 if __name__ == "__main__":

@@ -124,8 +124,7 @@ class Service:
     async def _answer(
         self, protocol: str, operation: str, kind: Any, data: bytes, context: Any
     ) -> Any:
-        self.latest = len(data)
-        message = _decoded(kind, data)
+        message = self._decoded(kind, data)
         if operation == "create":
             category = (message.template.type, message.template.task_type_version)
         else:
@@ -149,7 +148,7 @@ class Service:
         parts = []
         for expected in ("header", "inputs"):
             data = await context.read()
-            part = kind() if data is grpc.aio.EOF else _decoded(kind, data)
+            part = kind() if data is grpc.aio.EOF else self._decoded(kind, data)
             if part.WhichOneof("part") != expected:
                 raise Refusal("INVALID_ARGUMENT", f"ExecuteTaskSync lacks its {expected}.")
             parts.append(getattr(part, expected))
@@ -162,6 +161,13 @@ class Service:
         with self._counted():
             answer = await served.lane.run(lambda: work(request))
         await context.write(answer)
+
+    def _decoded(self, kind: Any, data: bytes) -> Any:
+        self.latest = len(data)
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            raise Refusal("INVALID_ARGUMENT", f"This is no {kind.DESCRIPTOR.full_name}.") from None
 
     def _find(self, protocol: str, category: Category, operation: str) -> tuple[Served, Any]:
         served = self._table.by_protocol.get(protocol, {}).get(category)
@@ -211,13 +217,6 @@ async def open_server(service: Service, socket: str) -> Any:
     finally:
         os.umask(previous)
     return server
-
-
-def _decoded(kind: Any, data: bytes) -> Any:
-    try:
-        return kind.FromString(data)
-    except DecodeError:
-        raise Refusal("INVALID_ARGUMENT", f"This is no {kind.DESCRIPTOR.full_name}.") from None
 
 
 def _deadline(context: Any) -> float | None:
