@@ -212,6 +212,7 @@ def test_a_repeated_offender_gets_a_loop_of_its_own(
         assert block_once(one, blocker, caplog) is one.thread
     eventually(one.invoker.isolated, "a loop of its own")
     assert one.invoker.isolated() == ["Blocker"]
+    eventually(lambda: warnings(caplog, "loop of their own"), "a warning")  # it comes after that
     (warning,) = warnings(caplog, "loop of their own")
     assert (warning.connector, warning.offences) == ("Blocker", 3)
     blocker.gate.clear()
