@@ -2,7 +2,8 @@
 #   docker build --build-arg VERSION=0.1.0 --tag connector-service:0.1.0 .
 # To add connectors of your own, build from this image, or mount them and set PYTHONPATH.
 
-FROM python:3.11-slim-bookworm AS builder
+# Like the slim image below, with a C compiler; nothing of it is left there.
+FROM python:3.11-bookworm AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1
 WORKDIR /src
@@ -11,9 +12,9 @@ RUN python3 -m venv /build
 COPY requirements.lock ./
 RUN /build/bin/pip download --quiet --only-binary=:all: --require-hashes \
       --requirement requirements.lock --dest /wheels
-COPY LICENSE README.md pyproject.toml ./
+COPY LICENSE README.md hatch_build.py pyproject.toml ./
 COPY connector_service ./connector_service
-RUN /build/bin/pip install --quiet --no-index --find-links=/wheels hatchling \
+RUN /build/bin/pip install --quiet --no-index --find-links=/wheels cython hatchling setuptools \
  && /build/bin/pip wheel --quiet --no-index --no-deps --no-build-isolation --wheel-dir=/wheels . \
  && python3 -m venv --without-pip /opt/connector-service \
  && /build/bin/pip --python /opt/connector-service/bin/python3 install --quiet --no-index \

@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find connector_service -name '*.py')
+SOURCES := hatch_build.py $(shell find connector_service -name '*.py*')
 
 .PHONY: demo test test-upstream bench bench-quick check lock lock-upstream protos image clean install
 
@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/python examples/demo.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 # Beside the real SDKs, their published plugins and what these talk to, each in a locked
 # environment of its own; a test finds each by CONNECTOR_SERVICE_<NAME>_PYTHON.
@@ -43,7 +43,7 @@ PYTHON_OF = CONNECTOR_SERVICE_$(shell echo $(1) | tr a-z- A-Z_)_PYTHON=$(CURDIR)
 	touch $@
 
 test-upstream: install $(UPSTREAM:%=.venv-%/.requirements)
-	env $(foreach name,$(UPSTREAM),$(call PYTHON_OF,$(name))) $(BIN)/python -m pytest tests/upstream
+	env $(foreach name,$(UPSTREAM),$(call PYTHON_OF,$(name))) $(BIN)/pytest tests/upstream
 
 # Beside upstream's services, each in an environment of its own; half an hour on an idle machine.
 bench: install .venv-uv/.requirements
@@ -57,7 +57,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_layers.py
+	$(BIN)/pytest -q tests/test_layers.py
 
 # Needs uv; the lock is for every platform and Python that we support.
 lock:

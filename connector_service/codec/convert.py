@@ -146,7 +146,7 @@ def begin_field(number: int, size: int) -> bytes:
     return bytes(written)
 
 
-def leading(data: bytes, number: int) -> tuple[memoryview, memoryview] | None:
+def leading(data: bytes | memoryview, number: int) -> tuple[memoryview, memoryview] | None:
     """Take a message field that comes first out of an encoded message, where it does.
 
     Every library writes fields by their numbers, so the first is found at once. Returns views of

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError, Message
 
-from connector_service.codec.columns import strings
 from connector_service.codec.convert import MESSAGES, FlyteProtocol, read, reread, variables
-from connector_service.codec.plans import Plans
+from connector_service.codec.plans import Plan, Plans
 from connector_service.errors import (
     AuthorError,
     ConnectorServiceError,
@@ -38,8 +37,8 @@ __all__ = ["Crossing", "Values"]
 
 _FLYTE2 = FlyteProtocol.FLYTE2
 _LARGE = 64 * 1024  # bytes of inputs; they may hold thousands of literals
-_COPIED = 2 * 1024 * 1024  # bytes of inputs that may be held once more
-_FEW = 4096  # variables
+_COPIED = 2 * 1024 * 1024  # bytes of inputs that are copied in a millisecond
+_FEW = 4096  # values
 _SHORT_WAY = {Operation.GET, Operation.DELETE}  # they may bring a connection, and little else
 _STARTING = {Operation.CREATE, Operation.DO}
 _SHORT = 256  # characters of a message that is kept with its phase
@@ -113,35 +112,37 @@ _Reader = Callable[["Call"], Any]
 
 
 class Values:
-    """Reads inputs as Python values; large ones in two parts, the second on any thread."""
+    """Reads inputs as Python values; large ones on any thread, where that takes long."""
 
     def __init__(self) -> None:
         self._plans = Plans()
 
     def __call__(self, call: Call) -> dict[str, Any]:
-        """Read them at once."""
-        plan = self._plans.find(call.message.template.interface.inputs)
-        values = _strings(call) if plan.many_strings else None
+        """Read them."""
+        plan = self._find(call)
+        values = plan.read(_encoded(call))
         return plan.decode(_parse(call, _FLYTE2)) if values is None else values
 
     def are_large(self, call: Call) -> bool:
-        """Tell whether they may take long to decode: parse them, to know."""
+        """Tell whether they may take long to read."""
         return call.inputs_data is not None and len(call.inputs_data) >= _LARGE
 
-    def parse(self, call: Call) -> tuple[Callable[[], dict[str, Any]], bool]:
-        """Return what decodes the inputs, and whether that takes long."""
-        declared, data = call.message.template.interface.inputs, call.inputs_data or b""
-        if len(data) <= _COPIED and len(declared.variables) <= _FEW:
-            values = _strings(call) if self._plans.find(declared).many_strings else None
-            if values is not None:
-                return lambda: values, False
-        return self._plans.prepare(_parse(call, _FLYTE2), declared, len(data))
+    def try_quickly(self, call: Call) -> dict[str, Any] | None:
+        """Read large ones if that takes a millisecond or so; else return None."""
+        declared, data = call.message.template.interface.inputs, _encoded(call)
+        if len(data) > _COPIED or len(declared.variables) > _FEW:
+            return None
+        return self._find(call).read(data, _FEW)
+
+    def _find(self, call: Call) -> Plan:
+        return self._plans.find(call.message.template.interface.inputs, call.template_data)
 
 
-def _strings(call: Call) -> dict[str, str] | None:
-    """Decode inputs that should be strings alone; None where that is not the way to do it."""
-    data = call.inputs_data
-    return None if data is None or len(data) > _COPIED else strings(bytes(data))
+def _encoded(call: Call) -> bytes | memoryview:
+    if call.inputs_data is not None:
+        return call.inputs_data
+    message: Message = call.message.inputs if call.inputs is None else call.inputs
+    return message.SerializeToString()
 
 
 def _inputs(registration: Registration) -> _Reader:

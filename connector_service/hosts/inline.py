@@ -122,15 +122,14 @@ class InlineHost:
 
         One at a time: more would not end sooner, and each of them would hold up the event loop.
         """
-        decode, is_long = inputs.parse(call)
-        if is_long:
+        values = inputs.try_quickly(call)
+        if values is None:
             if self._decoder is None:
                 self._decoder = ThreadPoolExecutor(1, "decode-inputs")
-            values = await asyncio.get_running_loop().run_in_executor(self._decoder, decode)
-        else:
-            values = decode()
+            loop = asyncio.get_running_loop()
+            values = await loop.run_in_executor(self._decoder, inputs, call)
         read = functools.partial(crossing.read_others, values)
-        del decode, values  # what they hold is large, and the connector may take its time
+        del values  # they are large, and the connector may take its time
         return await self._invoker.operate(crossing.method, read, crossing.write, call, deadline)
 
     async def _poll(

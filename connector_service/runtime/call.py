@@ -20,7 +20,8 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     ``message`` is the request as it came. ``inputs`` is set only where the protocol sends them in
     a message of their own (ExecuteTaskSync). ``inputs_data``, where it is set, is the bytes of the
     inputs, and ``message`` is without them: they are decoded once, in the protocol that the
-    connector wants, and not at all when nobody does. ``deadline`` is on ``time.monotonic``'s clock.
+    connector wants, and not at all when nobody does. ``template_data`` is the bytes of a large
+    template, which ``message`` has too. ``deadline`` is on ``time.monotonic``'s clock.
     ``problem`` is what the wire found wrong with the request; such a call is refused, not run.
     ``idempotency_key`` is the same whenever the client repeats a create.
     """
@@ -34,6 +35,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     problem: CallError | None = None
     inputs_data: bytes | memoryview | None = None
     idempotency_key: str = ""
+    template_data: bytes | memoryview | None = None
 
 
 class Status(msgspec.Struct, frozen=True, gc=False):

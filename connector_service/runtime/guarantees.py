@@ -138,6 +138,7 @@ class Guarantees:
             None,
             call.inputs_data,
             key,
+            call.template_data,
         )
         try:
             made = await self._attempt(route, run, call, deadline, until)

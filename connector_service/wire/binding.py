@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor
 
-__all__ = ["Methods", "take_inputs"]
+__all__ = ["Methods", "take_apart"]
 
 _log = logging.getLogger(__name__)
 
+_Data = bytes | memoryview
+
 # Where large requests keep what most of their bytes are.
 _INPUTS = {"flyteidl.admin.CreateTaskRequest": 1, "flyteidl2.connector.CreateTaskRequest": 1}
-_inputs: ContextVar[bytes | memoryview | None] = ContextVar("inputs", default=None)
+_TEMPLATE = 2  # likewise
+_WIDE = 16 * 1024  # bytes of a request without its inputs; most is an interface of many variables
+_NOTHING = None, None
+_apart: ContextVar[tuple[_Data | None, _Data | None]] = ContextVar("apart", default=_NOTHING)
 
 
 class Methods(grpc.GenericRpcHandler):
@@ -93,7 +98,8 @@ class Methods(grpc.GenericRpcHandler):
                 if request.HasField("inputs"):  # they came in parts
                     rest, inputs = split(data, number)
                     request = message.FromString(rest)
-                _inputs.set(inputs)
+                wide = leading(rest, _TEMPLATE) if len(rest) >= _WIDE else None
+                _apart.set((inputs, wide and wide[1]))
                 return request
             except DecodeError:
                 _log.warning("request is not decodable", extra={"message_type": kind.full_name})
@@ -102,17 +108,18 @@ class Methods(grpc.GenericRpcHandler):
         return read
 
 
-def take_inputs() -> bytes | memoryview | None:
-    """Return the inputs, still encoded, of the request that this task has just read; once.
+def take_apart() -> tuple[_Data | None, _Data | None]:
+    """Return what is still encoded of the request that this task has just read; once.
 
-    They are a view of the request's bytes, which grpc keeps until the call ends: decoding only one
-    message of them is all the memory they cost. Taken, they are forgotten here: a task that a
-    connector starts inherits our context, and would keep them for its whole life.
+    That is the inputs, and of a large template itself, which has been read too. They are views of
+    the request's bytes, which grpc keeps until the call ends: decoding only one message of them is
+    all the memory they cost. Taken, they are forgotten here: a task that a connector starts
+    inherits our context, and would keep them for its whole life.
     """
-    inputs = _inputs.get()
-    if inputs is not None:
-        _inputs.set(None)
-    return inputs
+    apart = _apart.get()
+    if apart is not _NOTHING:
+        _apart.set(_NOTHING)
+    return apart
 
 
 class _Answer(functools.partial[Any]):

@@ -10,7 +10,7 @@ from connector_service.errors import InvalidRequestError
 from connector_service.runtime.call import Call
 from connector_service.sdk.method import Operation
 from connector_service.sdk.resource import TaskCategory
-from connector_service.wire.binding import take_inputs
+from connector_service.wire.binding import take_apart
 from connector_service.wire.status import answer, refuse, send
 
 if TYPE_CHECKING:
@@ -95,8 +95,10 @@ def started(
     name = template.type
     problem = None if name else _missing(operation, "template.type")
     category, deadline = _category(name, template.task_type_version), read_deadline(context)
-    data = take_inputs() if inputs is None else None
-    return Call(protocol, operation, category, message, inputs, deadline, problem, data)
+    data, wide = take_apart() if inputs is None else (None, None)
+    return Call(
+        protocol, operation, category, message, inputs, deadline, problem, data, template_data=wide
+    )
 
 
 def about(protocol: FlyteProtocol, operation: Operation, request: Any, context: Context) -> Call:

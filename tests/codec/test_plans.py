@@ -1,4 +1,7 @@
-"""Inputs decoded by plans: always what ``from_literal_map`` returns, or raises."""
+"""Inputs decoded by plans: always what ``from_literal_map`` returns, or raises.
+
+Their bytes are read by ``codec.quick``, or left by it; the messages made of them by ``decode``.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from connector_service.codec import (
     to_literal_map,
     to_literal_type,
 )
-from connector_service.codec.columns import strings
+from connector_service.codec import plans as plans_module
 from connector_service.codec.convert import reread
 from connector_service.codec.plans import Plans
 
@@ -69,7 +72,14 @@ def outcome(decode: Any) -> Any:
         values = decode()
     except CodecError as error:
         return str(error)
-    return [(name, repr(value)) for name, value in values.items()]
+    return [(name, told(value)) for name, value in values.items()]
+
+
+def told(value: Any) -> str:
+    """Tell a value and its type; a map of Flyte's has no order."""
+    if isinstance(value, dict):
+        return str(sorted((name, told(one)) for name, one in value.items()))
+    return str([told(one) for one in value]) if isinstance(value, list) else repr(value)
 
 
 def same(literal_map: literals_pb2.LiteralMap, declared: interface_pb2.VariableMap) -> None:
@@ -78,8 +88,10 @@ def same(literal_map: literals_pb2.LiteralMap, declared: interface_pb2.VariableM
     expected = outcome(lambda: from_literal_map(message, declared.variables))
     other = reread(declared, interface2_pb2.VariableMap)
     for known in (declared, declared, other):
-        assert outcome(lambda known=known: plans.find(known).decode(message)) == expected
-        assert outcome(plans.prepare(message, known, 1_000_000)[0]) == expected
+        plan = plans.find(known)
+        assert outcome(lambda plan=plan: plan.decode(message)) == expected
+        values = plan.read(message.SerializeToString())
+        assert values is None or outcome(lambda values=values: values) == expected
 
 
 @QUICK
@@ -201,77 +213,6 @@ def test_plans_may_be_found_on_many_threads() -> None:
     assert plans._bytes == sum(map(len, plans._plans)) <= 300
 
 
-@pytest.mark.parametrize(
-    ("values", "kind", "size", "long"),
-    [
-        ({"a": "x"}, str, 10_000_000, False),
-        ({f"n{i}": "x" for i in range(1024)}, str, 1_000_000, False),
-        ({f"n{i}": "x" for i in range(5000)}, str, 100_000, True),
-        ({"a": [1, 2]}, list[int], 100_000, False),
-        ({"a": [1, 2]}, list[int], 1_000_000, True),
-        ({"a": {"b": 1}}, dict, 1_000_000, True),
-    ],
-)
-def test_what_takes_long_is_told_by_the_number_of_literals(
-    values: dict[str, Any], kind: Any, size: int, long: bool
-) -> None:
-    """Few simple values are quickly decoded however large they are; lists may hold thousands."""
-    declared = variables(dict.fromkeys(values, kind))
-    decode, is_long = Plans().prepare(inputs(to_literal_map(values)), declared, size)
-    assert is_long is long
-    assert decode() == values
-
-
-# --- columns of strings ------------------------------------------------------------------------
-
-
-def literal(*primitive: bytes) -> bytes:
-    """Encode a literal around the bytes of primitives."""
-    return b"".join(field(1, field(1, one)) for one in primitive)
-
-
-def field(number: int, data: bytes) -> bytes:
-    """Encode a short field of bytes."""
-    return bytes((number << 3 | 2, len(data))) + data
-
-
-GOOD = field(1, field(1, b"a") + field(2, literal(field(3, b"x"))))
-
-
-@QUICK
-@given(values=st.dictionaries(OF_KIND[str].filter(bool), OF_KIND[str]))
-def test_strings_are_read_as_columns(values: dict[str, str]) -> None:
-    """Empty texts too, each text under its own name, in the order they came."""
-    message = inputs(to_literal_map(values))
-    decoded = strings(message.SerializeToString())
-    assert decoded == values
-    assert list(decoded or {}) == list(from_literal_map(message))
-
-
-@pytest.mark.parametrize(
-    "entries",
-    [
-        field(1, field(1, b"b") + field(1, b"c")) + field(1, field(2, literal(field(3, b"y")) * 2)),
-        field(1, field(1, b"b") + field(1, b"c") + field(2, literal(field(3, b"y")) * 2)),
-        field(1, field(1, b"b")) + field(1, field(2, literal(field(3, b"y")))),
-        field(1, field(1, b"b") + field(2, b"")),
-        field(1, field(1, b"b") + field(2, literal(field(3, b"y"), field(3, b"z")))),
-        field(1, field(1, b"b") + field(2, literal(b"\x08\x01"))),
-        field(1, field(1, b"b") + field(2, literal(field(3, b"y")) + field(4, b"hash"))),
-        field(1, field(1, b"b") + field(2, literal(field(3, b"y"))) + field(3, b"more")),
-        field(2, b"a context"),
-        field(1, field(1, b"b") + field(2, literal(field(3, b"\xff")))),
-        field(1, field(1, b"\xff") + field(2, literal(field(3, b"y")))),
-        b"\x0a\x7f",
-    ],
-)
-def test_what_is_no_column_of_strings_is_left_to_others(entries: bytes) -> None:
-    """Names and texts that only happen to be as many are no pairs; nor is anything more let go."""
-    assert strings(GOOD) == {"a": "x"}
-    assert strings(GOOD + GOOD) == {"a": "x"}
-    assert strings(GOOD + entries) is None
-
-
 # --- and back ----------------------------------------------------------------------------------
 
 LENGTHS = st.sampled_from([0, 1, 100, 110, 111, 112, 117, 118, 120, 121, 127, 128, 200, 20_000])
@@ -312,3 +253,29 @@ def test_what_cannot_be_written_is_named(values: Any, text: str) -> None:
     with pytest.raises(CodecError) as caught:
         to_literal_map(values, path="outputs")
     assert str(caught.value) == text
+
+
+# --- the table of plans ------------------------------------------------------------------------
+
+
+def test_a_plan_is_found_by_what_declares_it_too() -> None:
+    """By bytes that stand for an interface, which are never taken for an interface itself."""
+    plans = Plans()
+    floats, ints = variables({"a": float}), variables({"a": int})
+    message = inputs(to_literal_map({"a": 1}))
+    within = ints.SerializeToString()
+    assert repr(plans.find(floats, within).decode(message)) == "{'a': 1.0}"
+    assert plans.find(floats, memoryview(within)) is plans.find(floats, within)
+    assert repr(plans.find(ints).decode(message)) == "{'a': 1}"
+
+
+def test_without_the_compiled_reader_all_is_decoded_by_messages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it is installed where there is no C compiler."""
+    monkeypatch.setattr(plans_module, "quick", None)
+    values = {"a": [1, 2], "b": "x", "c": {"d": 0.5}}
+    declared = variables({"a": list[int], "b": str, "c": dict[str, float]})
+    plan, message = Plans().find(declared), inputs(to_literal_map(values))
+    assert plan.read(message.SerializeToString()) is None
+    assert plan.decode(message) == values

@@ -43,7 +43,7 @@ from connector_service import (
     to_literal_map,
 )
 from connector_service.cli.options import message_json
-from connector_service.codec import to_literal_type
+from connector_service.codec import plans, to_literal_type
 from connector_service.config import ConnectorSection
 from connector_service.errors import InvalidInputError
 from connector_service.hosts import crossing
@@ -796,7 +796,10 @@ async def test_a_sync_result_is_read_by_another_process(daemon: Any, reach: Any)
 async def test_nothing_is_re_read_where_shape_and_protocol_agree(
     crossed: Any, flyte: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a crossing converts; inputs are decoded once, in the shape's own message, always."""
+    """Only a crossing converts; inputs are decoded once, in the shape's own message.
+
+    Where they become Python values and the compiled reader is built, there is no message of them.
+    """
     conversions: list[str] = []
     decoded: list[Any] = []
     reread, read = crossing.reread, crossing.read
@@ -833,8 +836,11 @@ async def test_nothing_is_re_read_where_shape_and_protocol_agree(
         await client.metrics(META)
         await client.logs(META)
     kind = "flyteidl.core.LiteralMap" if crossed.shape == "base" else "flyteidl2.task.Inputs"
-    ((data, decoded_as),) = decoded
-    assert (literals_pb2.LiteralMap.FromString(data), decoded_as) == (LITERALS, kind)
+    if crossed.shape == "base" or plans.quick is None:
+        ((data, decoded_as),) = decoded
+        assert (literals_pb2.LiteralMap.FromString(data), decoded_as) == (LITERALS, kind)
+    else:
+        assert decoded == []
     if client.protocol == package:
         assert conversions == []
         return

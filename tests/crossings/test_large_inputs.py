@@ -130,3 +130,29 @@ async def test_many_inputs_arrive_as_they_were_sent(reach: Any, protocol: str, l
         failed = await flyte.create(template, wrong, prefix="mem://wrong")
     assert b"inputs.n7: expected STRING, found int" in failed  # the job's end, in its meta
     assert seen == [values, none]
+
+
+@pytest.mark.parametrize("protocol", ["flyteidl", "flyteidl2"])
+async def test_each_of_two_wide_interfaces_declares_its_own(reach: Any, protocol: str) -> None:
+    """What is remembered of a template with thousands of variables is that template's alone."""
+    seen: list[Any] = []
+
+    def create(self: Any, inputs: dict[str, Any]) -> Meta:
+        seen.append(inputs)
+        return Meta("1")
+
+    inputs = to_literal_map({f"number_{number}": number for number in range(3000)})
+
+    def template(kind: Any) -> TaskTemplate:
+        declared = {
+            name: interface_pb2.Variable(type=to_literal_type(kind)) for name in inputs.literals
+        }
+        return TaskTemplate(type="crossed", interface={"inputs": {"variables": declared}})
+
+    async with serve(make_connector("connector", create=create)) as served:
+        flyte = reach(protocol, served.endpoint)
+        for number, kind in enumerate((int, float, int, float)):
+            await flyte.create(template(kind), inputs, prefix=f"mem://{number}")
+    for kind, values in zip((int, float, int, float), seen, strict=True):
+        assert values == {f"number_{number}": number for number in range(3000)}
+        assert {type(value) for value in values.values()} == {kind}
