@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -70,6 +71,16 @@ class Daemon:
 
 
 Serve = Callable[..., Daemon]
+
+
+def policies_of_threads(pid: int) -> dict[str, set[int]]:
+    """Return the scheduling policies of a process's threads but its first, by their names."""
+    policies: dict[str, set[int]] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        if int(task.name) != pid:
+            policy = os.sched_getscheduler(int(task.name))
+            policies.setdefault((task / "comm").read_text().strip(), set()).add(policy)
+    return policies
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from connector_service.errors import StartupError
 from connector_service.hosts.child.connector_host.accepting import make_server
-from connector_service.server.loop import patient_threads
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -48,8 +47,7 @@ def new_server(settings: Listen, reader: Reader, *, shares_port: bool = False) -
         ("grpc.max_connection_age_ms", 300_000),
         ("grpc.max_connection_age_grace_ms", 600_000),
     )
-    with patient_threads():  # grpc-core starts its own here
-        return make_server(options, reader)
+    return make_server(options, reader)
 
 
 def listen(server: grpc.aio.Server, settings: Listen) -> int:

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from connector_service.server.loop import new_loop
+from connector_service.hosts.child.connector_host.loop import drain_wake_ups
 from connector_service.wire import memory
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def live(
         announce(service)
 
     memory.prepare()
-    loop = new_loop()
+    loop = _new_loop()
     asyncio.set_event_loop(loop)
     on_loop(loop)
     serving = loop.create_task(service.run(announce=started), name="serve")
@@ -61,6 +61,18 @@ def live(
                 )
     finally:
         loop.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Make the fastest event loop there is for this platform; it is not yet the thread's own."""
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+
+        loop: asyncio.AbstractEventLoop = uvloop.Loop()
+    except ImportError:  # no wheel for this platform
+        loop = asyncio.SelectorEventLoop()
+    drain_wake_ups(loop)
+    return loop
 
 
 def leave(code: int = 0) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon import COMMAND, Daemon, Serve, eventually
+from daemon import COMMAND, Daemon, Serve, eventually, policies_of_threads
 from flyte_clients import Flyte
 from flyteidl.admin.agent_pb2 import ListAgentsRequest
 from flyteidl.core.execution_pb2 import TaskExecution
@@ -162,6 +162,24 @@ async def test_hosts_serve_beside_the_process_in_either_protocol(
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "SCHED_BATCH"), reason="only Linux has a policy for threads that may wait"
+)
+async def test_grpcs_own_threads_wait_for_a_core_in_a_hosts_process_too(
+    serve: Serve, hosts: Hosts
+) -> None:
+    """They do not take it from the connectors, whose own threads wait no longer than ever."""
+    hosts.add("good")
+    daemon = serve()
+    flyte = Flyte("flyteidl", daemon.endpoint)
+    pid = int((await told(flyte, "good", await create(flyte, "good", "job")))[0])
+    await flyte.channel.close()
+    policies = policies_of_threads(pid)
+    assert policies["event_engine"] == {os.SCHED_BATCH}
+    assert os.SCHED_OTHER in policies["python"]  # one that runs connectors, another is grpc's
+    assert os.sched_getscheduler(pid) == os.SCHED_OTHER
 
 
 def test_list_starts_the_hosts_of_the_settings_and_ends_them(hosts: Hosts) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from daemon import COMMAND, PATIENCE, Daemon, Serve, eventually
+from daemon import COMMAND, PATIENCE, Daemon, Serve, eventually, policies_of_threads
 from flyteidl.admin import agent_pb2
 from flyteidl.core.execution_pb2 import TaskExecution
 from flyteidl.core.literals_pb2 import LiteralMap
@@ -240,12 +240,7 @@ def test_grpcs_own_threads_wait_for_a_core_and_the_loop_does_not(serve: Serve) -
     daemon = serve()
     assert daemon.health() == "SERVING"
     pid = daemon.process.pid
-    policies = {
-        (task / "comm").read_text().strip(): os.sched_getscheduler(int(task.name))
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        if int(task.name) != pid
-    }
-    assert policies["event_engine"] == os.SCHED_BATCH
+    assert policies_of_threads(pid)["event_engine"] == {os.SCHED_BATCH}
     assert os.sched_getscheduler(pid) == os.SCHED_OTHER
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from connector_service.server.loop import new_loop, patient_threads
+from connector_service.hosts.child.connector_host.loop import drain_wake_ups, patient_threads
 
 linux = pytest.mark.skipif(
     not hasattr(os, "SCHED_BATCH"), reason="only Linux has a policy for threads that may wait"
@@ -38,8 +39,16 @@ class PollerCompletionQueue:
             self.all.set()
 
 
-def _run(main: object) -> None:
-    loop = new_loop()
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[object], None]:
+    """Run a coroutine on a loop of either kind: the service has uvloop's, a host asyncio's."""
+    module = pytest.importorskip(request.param, reason="uvloop is not for this platform")
+    return functools.partial(_run, module.new_event_loop)
+
+
+def _run(make: Callable[[], asyncio.AbstractEventLoop], main: object) -> None:
+    loop = make()
+    drain_wake_ups(loop)
     try:
         loop.run_until_complete(main)  # type: ignore[arg-type]
     finally:
@@ -59,7 +68,7 @@ def waking(events: list[int]) -> Iterator[tuple[PollerCompletionQueue, socket.so
         loop.remove_reader(ours)
 
 
-def test_events_that_wait_together_wake_the_loop_once() -> None:
+def test_events_that_wait_together_wake_the_loop_once(run: Callable[[object], None]) -> None:
     """A thousand events that came while the loop was busy cost one wake-up, and none is lost."""
 
     async def main() -> None:
@@ -72,10 +81,12 @@ def test_events_that_wait_together_wake_the_loop_once() -> None:
             assert queue.taken == list(range(1000))
             assert queue.wakes == 2  # one for each time that we wrote
 
-    _run(main())
+    run(main())
 
 
-def test_an_event_that_comes_while_others_are_taken_is_not_forgotten() -> None:
+def test_an_event_that_comes_while_others_are_taken_is_not_forgotten(
+    run: Callable[[object], None],
+) -> None:
     """Events that a thread brings one at a time, as fast as it can, are all taken."""
 
     async def main() -> None:
@@ -92,10 +103,10 @@ def test_an_event_that_comes_while_others_are_taken_is_not_forgotten() -> None:
             thread.join()
             assert queue.taken == list(range(1000))
 
-    _run(main())
+    run(main())
 
 
-def test_any_other_reader_finds_every_byte() -> None:
+def test_any_other_reader_finds_every_byte(run: Callable[[object], None]) -> None:
     """What a connector reads from a socket of its own is left as it came."""
 
     async def main() -> None:
@@ -110,7 +121,7 @@ def test_any_other_reader_finds_every_byte() -> None:
         ours.close()
         theirs.close()
 
-    _run(main())
+    run(main())
 
 
 @linux

@@ -17,6 +17,8 @@ import grpc.aio
 from grpc._cython import cygrpc
 from grpc.aio import _server
 
+from .loop import patient_threads
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,9 +46,10 @@ def make_server(options: Sequence[tuple[str, Any]], reader: Reader) -> grpc.aio.
 
     With a release of grpcio that is another one inside, it is grpc.aio's own.
     """
-    if all(hasattr(cygrpc.AioServer, name) for name in _INSIDE):
-        return cast("grpc.aio.Server", _Server(options, reader))
-    return grpc.aio.server(options=options)
+    with patient_threads():  # grpc-core starts its own here
+        if all(hasattr(cygrpc.AioServer, name) for name in _INSIDE):
+            return cast("grpc.aio.Server", _Server(options, reader))
+        return grpc.aio.server(options=options)
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: how grpc.aio's loop is ended

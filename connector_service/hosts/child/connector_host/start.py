@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from . import output
+from .loop import drain_wake_ups
 
 __all__ = ["CannotStartError", "Settings", "main"]
 
@@ -281,6 +282,7 @@ async def _serve(settings: Settings, table: Any, answers: int) -> None:
     serving: Any = importlib.import_module(f"{__package__}.serve")
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
+    drain_wake_ups(loop)
     loop.add_signal_handler(signal.SIGTERM, ending.set)
     # flytekit ends the process on it; a plain handler, for programs started here inherit SIG_IGN.
     loop.add_signal_handler(signal.SIGINT, lambda: None)

@@ -3,11 +3,11 @@
 Three fifths of what a bare grpc.aio server costs is spent in the kernel: every event of grpc-core
 is one byte that a thread of its own writes to a socket, each byte woke the loop anew, and each
 thread that woke took the core from the one that worked. ``docs/performance.md`` has the figures.
+The service itself serves with it, too.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import os
@@ -15,9 +15,10 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterator
 
-__all__ = ["new_loop", "patient_threads"]
+__all__ = ["drain_wake_ups", "patient_threads"]
 
 _MOST = 4096  # bytes taken at a time; more wake the loop again
 
@@ -39,21 +40,16 @@ class _Woken(socket.socket):
 _recv = socket.socket.recv
 
 
-def new_loop() -> asyncio.AbstractEventLoop:
-    """Make the fastest event loop there is for this platform; it is not yet the thread's own."""
-    base: Any = asyncio.SelectorEventLoop
-    with contextlib.suppress(ImportError):  # no wheel for this platform
-        import uvloop  # noqa: PLC0415 - not on every platform
+def drain_wake_ups(loop: asyncio.AbstractEventLoop) -> None:
+    """Have a loop take all wake-ups of grpc at once; it is for one that grpc has not met yet."""
+    add_reader = loop.add_reader
 
-        base = uvloop.Loop
+    def add(fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+        if _is_grpc(callback) and type(fd) is socket.socket:
+            fd.__class__ = _Woken
+        add_reader(fd, callback, *args)
 
-    class Loop(base):  # type: ignore[misc] # uvloop's and asyncio's have the same method
-        def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
-            if _is_grpc(callback) and type(fd) is socket.socket:
-                fd.__class__ = _Woken
-            super().add_reader(fd, callback, *args)
-
-    return Loop()
+    loop.add_reader = add  # type: ignore[assignment, method-assign]
 
 
 @contextlib.contextmanager
