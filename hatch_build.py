@@ -47,7 +47,7 @@ def _build(root: Path, folder: Path) -> Path:
     """Translate to C and compile, all in ``folder``; return the module's file."""
     flags = ["-g0"] if os.name == "posix" else []  # its debug symbols are ten times as large
     extension = Extension(_MODULE, [str(root / f"{_PLACE}.pyx")], extra_compile_args=flags)
-    translated = cythonize(extension, build_dir=str(folder), quiet=True)
+    translated = cythonize(extension, build_dir=str(folder), quiet=True)  # type: ignore[no-untyped-call]
     command: Any = Distribution({"ext_modules": translated}).get_command_obj("build_ext")
     command.build_lib = command.build_temp = str(folder)
     command.ensure_finalized()

@@ -25,6 +25,7 @@ from connector_service.runtime.call import Call
 from connector_service.runtime.ledger import Job
 from connector_service.runtime.ledger_memory import MemoryLedger
 from connector_service.runtime.ledger_sqlite import SqliteLedger
+from connector_service.runtime.limits import Bulkhead
 from connector_service.runtime.poll import Source
 from connector_service.sdk.method import Operation
 from connector_service.sdk.resource import TaskCategory
@@ -133,7 +134,9 @@ def _polled(phase: int, error: str = "") -> Callable[[int], Any]:
 
         async def delete(_call: Call) -> None: ...
 
-        source = Source(ConnectorSection(), fetch, delete)
+        policy = ConnectorSection()
+        bulkhead = Bulkhead("spark", policy.concurrency, policy.queue)
+        source = Source(policy, bulkhead, fetch, delete)
 
         async def know(number: int) -> None:
             request = agent_pb2.GetTaskRequest(

@@ -35,14 +35,10 @@ class Verdict(NamedTuple):
     calm: float | None = None
 
     def far_off(self, target: dict[str, Any], tolerance: float) -> bool:
-        """Tell whether it misses its target by more than ``tolerance``, calm or not.
-
-        A target that is known to be missed may say itself from where on that is worth an alarm.
-        """
+        """Tell whether it misses its target by more than ``tolerance``, calm or not."""
         figures = (self.ratio, self.ratio if self.calm is None else self.calm)
         if "at_least" in target:
-            alarm = target.get("alarm", target["at_least"] * tolerance)
-            return bool(max(figures) < (alarm if tolerance < 1.0 else target["at_least"]))
+            return bool(max(figures) < target["at_least"] * tolerance)
         return bool(min(figures) > target["at_most"] / tolerance)
 
     def met(self, target: dict[str, Any]) -> bool:

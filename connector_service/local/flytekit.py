@@ -11,17 +11,17 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flytekit import FlyteContextManager, PythonFunctionTask  # type: ignore[import-not-found]
-from flytekit.configuration import (  # type: ignore[import-not-found]
+from flytekit import FlyteContextManager, PythonFunctionTask
+from flytekit.configuration import (
     ImageConfig,
     SerializationSettings,
 )
-from flytekit.core.context_manager import ExecutionState  # type: ignore[import-not-found]
-from flytekit.core.type_engine import TypeEngine  # type: ignore[import-not-found]
-from flytekit.models.literals import (  # type: ignore[import-not-found]
+from flytekit.core.context_manager import ExecutionState
+from flytekit.core.type_engine import TypeEngine
+from flytekit.models.literals import (
     LiteralMap as FlytekitLiteralMap,
 )
-from flytekit.tools.translator import get_serializable  # type: ignore[import-not-found]
+from flytekit.tools.translator import get_serializable
 
 from connector_service.local.runner import Heard, Job, LocalRun
 
