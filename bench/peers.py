@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PEERS", "Peer", "Running", "ours"]
 
-_ROOT = Path(__file__).parent.parent
 _PATIENCE = 300.0  # seconds until a server must be SERVING; under valgrind they take many
 _HEALTH = "/grpc.health.v1.Health/Check"
 _SERVE = "from connector_service.cli.main import main; main()"
@@ -47,7 +46,7 @@ class Peer(NamedTuple):
 
     ``command`` makes its command line of a port and one for metrics; ``crosses`` says that it
     answers a protocol for connectors in the other's shape. ``python`` is the interpreter of an
-    environment of its own; empty is the running one, with the connector service of the checkout.
+    environment of its own; empty is the running one. What is measured is installed there.
     """
 
     name: str
@@ -83,10 +82,9 @@ class Peer(NamedTuple):
             RuntimeError: It ended, or did not become SERVING; the notes have what it wrote.
         """
         with contextlib.ExitStack() as stack:
-            home = _ROOT
-            if self.python:  # nothing of the checkout but the bench may be found
-                home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                (home / "bench").symlink_to(Path(__file__).parent)
+            # Nothing of the checkout but the bench may be found: what is compiled is installed.
+            home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            (home / "bench").symlink_to(Path(__file__).parent)
             port = free_port()
             command = [
                 *prefix,
