@@ -21,9 +21,11 @@ _PLACE = _MODULE.replace(".", "/")
 class BuildQuick(BuildHookInterface[Any]):
     """Adds the compiled module to a wheel, which is then one for this platform and Python."""
 
+    _folder: tempfile.TemporaryDirectory[str] | None = None
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build it; whatever is made on the way stays out of the source tree."""
-        if self.target_name != "wheel":
+        if self.target_name != "wheel" or version == "editable":  # that finds sources alone
             return
         self._folder = tempfile.TemporaryDirectory()
         try:
@@ -39,7 +41,7 @@ class BuildQuick(BuildHookInterface[Any]):
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove what was made on the way."""
-        if self.target_name == "wheel":
+        if self._folder is not None:
             self._folder.cleanup()
 
 

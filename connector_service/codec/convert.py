@@ -168,7 +168,7 @@ def leading(data: bytes | memoryview, number: int) -> tuple[memoryview, memoryvi
     return view[end:], view[position:end]
 
 
-def split(data: bytes, number: int) -> tuple[bytes | memoryview, bytes | memoryview]:
+def split(data: bytes | memoryview, number: int) -> tuple[bytes | memoryview, bytes | memoryview]:
     """Take one message field out of an encoded message: the bytes of the rest, and the field's.
 
     The field's are a view of ``data``, or a copy in the rare case that it comes in parts; empty

@@ -98,8 +98,7 @@ class Methods(grpc.GenericRpcHandler):
                 if request.HasField("inputs"):  # they came in parts
                     rest, inputs = split(data, number)
                     request = message.FromString(rest)
-                wide = leading(rest, _TEMPLATE) if len(rest) >= _WIDE else None
-                _apart.set((inputs, wide and wide[1]))
+                _apart.set((inputs, _template(rest) if len(rest) >= _WIDE else None))
                 return request
             except DecodeError:
                 _log.warning("request is not decodable", extra={"message_type": kind.full_name})
@@ -120,6 +119,16 @@ def take_apart() -> tuple[_Data | None, _Data | None]:
     if apart is not _NOTHING:
         _apart.set(_NOTHING)
     return apart
+
+
+def _template(request: _Data) -> _Data | None:
+    """Return the bytes of a request's template, where they come first and in one part."""
+    found = leading(request, _TEMPLATE)
+    if found is None:
+        return None
+    others, template = found
+    _, more = split(others, _TEMPLATE)
+    return None if more else template
 
 
 class _Answer(functools.partial[Any]):

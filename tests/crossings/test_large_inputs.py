@@ -156,3 +156,35 @@ async def test_each_of_two_wide_interfaces_declares_its_own(reach: Any, protocol
     for kind, values in zip((int, float, int, float), seen, strict=True):
         assert values == {f"number_{number}": number for number in range(3000)}
         assert {type(value) for value in values.values()} == {kind}
+
+
+@pytest.mark.parametrize("protocol", ["flyteidl", "flyteidl2"])
+async def test_a_template_that_comes_in_parts_is_not_known_by_its_first(
+    reach: Any, protocol: str
+) -> None:
+    """Protobuf merges what comes again: the second part may declare a variable anew."""
+    seen: list[Any] = []
+
+    def create(self: Any, inputs: dict[str, Any]) -> Meta:
+        seen.append(inputs["number_7"])
+        return Meta("1")
+
+    inputs = to_literal_map({f"number_{number}": number for number in range(3000)})
+
+    def template(kind: Any, names: Any) -> TaskTemplate:
+        declared = {name: interface_pb2.Variable(type=to_literal_type(kind)) for name in names}
+        return TaskTemplate(type="crossed", interface={"inputs": {"variables": declared}})
+
+    async with serve(make_connector("connector", create=create)) as served:
+        flyte = reach(protocol, served.endpoint)
+        request = flyte.messages.CreateTaskRequest
+        given = {"template": template(int, inputs.literals), "inputs": inputs}
+        again = request()
+        again.template.MergeFromString(template(float, ["number_7"]).SerializeToString())
+        create_task = flyte.channel.unary_unary(f"/{flyte.service}/CreateTask")
+        for number, more in enumerate((b"", again.SerializeToString())):
+            first = request(output_prefix=f"mem://{number}")
+            for name, message in given.items():
+                getattr(first, name).MergeFromString(message.SerializeToString())
+            await create_task(first.SerializeToString() + more, timeout=20)
+    assert [repr(number) for number in seen] == ["7", "7.0"]
