@@ -18,6 +18,7 @@ $(VENV)/.installed: $(VENV)/.requirements pyproject.toml README.md LICENSE $(SOU
 	touch $@
 
 install: $(VENV)/.installed
+	@$(BIN)/python -P -c 'import connector_service.codec.quick' 2>/dev/null || echo "Without a C compiler and Python's headers creates are slower: install them, touch hatch_build.py, and run make again."
 
 demo: install
 	$(BIN)/python examples/demo.py
