@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, get_type_hin
 import msgspec
 from flyteidl.core.execution_pb2 import TaskExecution, TaskLog
 from google.protobuf import json_format
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from flyteidl.admin import agent_pb2
     from flyteidl.core.interface_pb2 import Variable
     from flyteidl.core.literals_pb2 import LiteralMap
+    from google.protobuf.descriptor import EnumDescriptor
 
 __all__ = [
     "Phase",
@@ -42,7 +44,18 @@ __all__ = [
     "quick_decode",
 ]
 
-Phase: TypeAlias = TaskExecution.Phase
+if TYPE_CHECKING:
+    Phase: TypeAlias = TaskExecution.Phase
+else:
+
+    class _Phases(EnumTypeWrapper):
+        """protobuf's enum, which by itself looks a name up in Python at every use."""
+
+        def __init__(self, descriptor: EnumDescriptor) -> None:
+            super().__init__(descriptor)
+            self.__dict__.update(self.items())
+
+    Phase = _Phases(TaskExecution.Phase.DESCRIPTOR)
 
 _TERMINAL = frozenset(
     (

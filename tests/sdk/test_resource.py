@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connector_service import (
+    Phase,
     Resource,
     ResourceMeta,
     TaskCategory,
@@ -450,6 +451,16 @@ def test_terminal_phases_are_the_four_that_end_a_job() -> None:
     """Every phase of the protocol is either one of the four or goes on."""
     terminal = {name for name, phase in TaskExecution.Phase.items() if is_terminal_phase(phase)}
     assert terminal == {"SUCCEEDED", "FAILED", "ABORTED", "RETRYABLE_FAILED"}
+
+
+def test_phases_are_protobufs_own_and_at_hand() -> None:
+    """They have protobuf's names, numbers and methods, and no function of its runs at each use."""
+    enum = TaskExecution.Phase
+    assert {name: vars(Phase)[name] for name, _ in enum.items()} == dict(enum.items())
+    assert Phase.items() == enum.items()
+    assert (Phase.Name(Phase.FAILED), Phase.Value("FAILED")) == ("FAILED", enum.Value("FAILED"))
+    with pytest.raises(AttributeError, match="no value defined for name 'LOST'"):
+        Phase.LOST  # type: ignore[attr-defined] # noqa: B018 - it is to raise
 
 
 def test_a_category_is_spelled_for_keys_sentences_and_lists() -> None:
