@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from bench.load import Connection, Load
-from bench.process import CLIENT_CORE, cpu, on_core, sharing
+from bench.process import CLIENT_CORE, awake, cpu, on_core, sharing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,7 @@ def quick(peers: Sequence[Peer], case: Case, seconds: float, in_flight: int) -> 
     with contextlib.ExitStack() as stack:
         servers = {peer.name: stack.enter_context(peer.serve()) for peer in peers}
         stack.enter_context(on_core(CLIENT_CORE))
+        stack.enter_context(awake(in_flight))
         connections = {
             name: stack.enter_context(
                 contextlib.closing(Connection("127.0.0.1", server.port, load))

@@ -20,7 +20,7 @@ from bench import messages
 from bench.behaviour import COUNT
 from bench.load import Body, Connection, Load, LoadError, frame_message
 from bench.messages import FLYTE1
-from bench.process import CLIENT_CORE, cpu, on_core
+from bench.process import CLIENT_CORE, awake, cpu, on_core
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +93,7 @@ def _run_case(
     body = case.make()
     taken: dict[str, list[Turn]] = {peer.name: [] for peer in order}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(awake(in_flight))
         connections = {}
         before = {}
         for peer in order:
