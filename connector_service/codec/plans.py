@@ -31,7 +31,10 @@ except ImportError:  # installed where there is no C compiler
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-__all__ = ["Plan", "Plans", "Reader"]
+__all__ = ["COMPILED", "Plan", "Plans", "Reader"]
+
+COMPILED = quick is not None
+"""Whether inputs are read by compiled code."""
 
 Reader = Callable[[Any], Any]
 

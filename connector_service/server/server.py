@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
+from connector_service.codec import plans
 from connector_service.codec.convert import FlyteProtocol
 from connector_service.config import ConnectorSection
 from connector_service.errors import ConfigError
@@ -214,6 +215,11 @@ class Service:
             await self._abandon()
             raise
         self._watchdog.start(asyncio.get_running_loop())
+        if not plans.COMPILED:
+            _log.info(
+                "inputs of connectors in Flyte 2's shape are read without compiled code",
+                extra={"hint": "install again where a C compiler and Python's headers are"},
+            )
         await self._set_health(_SERVING)
         self._ready = True
 

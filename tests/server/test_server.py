@@ -1,8 +1,9 @@
-"""How the service begins and ends with a ledger and with creates that outlive their callers."""
+"""How the service begins, with a ledger and without its compiled reader, and how it ends."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from flyteidl.core.execution_pb2 import TaskExecution
 from flyteidl.core.tasks_pb2 import TaskTemplate
 
 from connector_service import AsyncConnectorBase, Registry, Resource, ResourceMeta, config
+from connector_service.codec import plans
 from connector_service.errors import ConfigError, StartupError
 from connector_service.server.server import build
 from connector_service.testing import serve
@@ -63,6 +65,18 @@ async def test_a_start_that_fails_lets_go_of_its_ledger(tmp_path: Path) -> None:
             await build(config.load(taken, file="/dev/null"), Registry()).startup()
     async with serve(state_dir=folder) as served, served.client() as client:
         assert await client.health() == "SERVING"
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+async def test_a_start_says_when_the_compiled_reader_is_missing(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Creates are slower then, and nothing else would tell why; where it is there, all is quiet."""
+    monkeypatch.setattr(plans, "COMPILED", compiled)
+    with caplog.at_level(logging.INFO, "connector_service.server.server"):
+        async with serve():
+            said = [line for line in caplog.messages if "without compiled code" in line]
+    assert len(said) == (not compiled)
 
 
 async def test_a_create_without_a_caller_gets_what_is_left_of_the_grace() -> None:
