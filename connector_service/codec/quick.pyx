@@ -19,6 +19,10 @@ import datetime as dt
 
 cdef object _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
 cdef object _timedelta = dt.timedelta
+# Entering a function of its own, the interpreter hands its lock to whoever has waited for it long
+# enough. Were the lock released here as often, each release would wake the others too late and
+# have their waiting begin anew: they would get it by luck.
+cdef object _breathe = eval("lambda: None")
 
 # The fields of a Primitive, and so the kinds of simple values.
 cdef enum:
@@ -143,8 +147,7 @@ cdef object _literal(Span span, Kind kind, Py_ssize_t* left):
     if left[0] < 0:
         raise UnusualError
     if left[0] % _BREATH == 0:
-        with nogil:
-            pass
+        _breathe()
     if _INTEGER <= kind.number <= _ANY:
         if _enter(&inside, _FIRST) and _enter(&inside, _FIRST):
             value = _primitive(inside, kind.number)
