@@ -169,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("run", help="everything beside the peers, with a table and a plot")
     one.add_argument("--quick", action="store_true", help="ours and the floors, in 3 minutes")
-    one.add_argument("--rounds", type=int, default=0)
+    one.add_argument("--rounds", type=_at_least(0), default=0)
     one.add_argument("--only", type=_cases, help="cases, by name")
     one.add_argument("--peers", type=_peers, help="servers, by name")
     one.add_argument("--out", type=Path, help="folder of the results")
@@ -181,13 +181,13 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--server", type=_peers, default=["ours", "floor"], help="ours,floor,...")
     one.add_argument("--case", choices=CASES, default="get-1")
     one.add_argument("--seconds", type=float, default=5.0, help="of each server")
-    one.add_argument("--in-flight", type=int, default=16)
+    one.add_argument("--in-flight", type=_at_least(1), default=16)
     one.set_defaults(run=_quick_get)
 
     one = commands.add_parser("instructions", help="instructions per call, counted by callgrind")
     one.add_argument("--server", type=_peers, default=["ours", "floor"])
     one.add_argument("--case", choices=CASES, default="get-1")
-    one.add_argument("--calls", type=int, default=400)
+    one.add_argument("--calls", type=_at_least(1), default=400)
     one.set_defaults(run=_instructions)
 
     one = commands.add_parser("releases", help="the floor on releases of grpcio, in turns")
@@ -201,13 +201,13 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(run=_capacity)
 
     one = commands.add_parser("scale", help="calls in flight and jobs known: memory, and p99")
-    one.add_argument("--calls", type=int, default=10_000)
-    one.add_argument("--jobs", type=int, default=500_000)
+    one.add_argument("--calls", type=_at_least(1), default=10_000)
+    one.add_argument("--jobs", type=_at_least(1), default=500_000)
     one.add_argument("--out", type=Path, default=_RESULTS)
     one.set_defaults(run=_scale)
 
     one = commands.add_parser("growth", help="cost by payload, calls in flight, jobs, connectors")
-    one.add_argument("--jobs", type=int, default=500_000)
+    one.add_argument("--jobs", type=_at_least(1), default=500_000)
     one.add_argument("--out", type=Path, default=_RESULTS)
     one.set_defaults(run=_growth)
 
