@@ -451,7 +451,7 @@ async def test_nothing_is_re_read_where_shape_and_protocol_agree(
         await client.metrics(META)
         await client.logs(META)
     kind = "flyteidl.core.LiteralMap" if crossed.shape == "base" else "flyteidl2.task.Inputs"
-    if crossed.shape == "base" or plans.quick is None:
+    if crossed.shape == "base" or not plans.COMPILED:
         ((data, decoded_as),) = decoded
         assert (literals_pb2.LiteralMap.FromString(data), decoded_as) == (LITERALS, kind)
     else:

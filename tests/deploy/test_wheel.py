@@ -45,7 +45,7 @@ def tree() -> set[Path]:
 
 
 @pytest.mark.skipif(
-    plans.quick is None,
+    not plans.COMPILED,
     reason="there is no C compiler, or Python's headers are missing: install them, then again",
 )
 def test_a_wheel_has_the_compiled_reader_and_is_for_this_platform(tmp_path: Path) -> None:
