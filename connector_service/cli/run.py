@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -78,12 +76,11 @@ def run(
         raise click.UsageError("--protocol is for a service at --endpoint.")
     task = parse_template(template, task_type)
     values = parse_inputs(inputs, task)
-    prefix = output_prefix or Path(tempfile.mkdtemp(prefix="connector-service-run-")).as_uri()
     if endpoint:
         backend: Backend = Remote(endpoint, lambda target: connect(target, protocol, timeout))
     else:
         backend = InProcess(_installed(config_file, flags), timeout=timeout)
-    job = Job(task.id.name or task.type, task, values, prefix)
+    job = Job(task.id.name or task.type, task, values, output_prefix)
     outputs = LocalRun(backend, job, poll=poll).run()
     shown = from_literal_map(outputs, task.interface.outputs.variables, path="outputs")
     click.echo(json.dumps(shown, indent=2, default=str))

@@ -48,18 +48,17 @@ _LAST_WORD = 30.0  # seconds for a create in flight, and then for the delete, on
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def _new_prefix() -> str:
-    return Path(tempfile.mkdtemp(prefix="connector-service-run-")).as_uri()
-
-
 @dataclass(frozen=True)
 class Job:
-    """What is to be run; ``is_sync`` None asks the backend how the task type is served."""
+    """What is to be run; ``is_sync`` None asks the backend how the task type is served.
+
+    Without an ``output_prefix`` it is a new temporary folder, kept when the job wrote into it.
+    """
 
     name: str
     template: TaskTemplate
     inputs: LiteralMap = field(default_factory=LiteralMap)
-    output_prefix: str = field(default_factory=_new_prefix)
+    output_prefix: str = ""
     is_sync: bool | None = None
     writes_inputs: bool = False  # even when no argument of its container asks for them
     storage: Storage = field(default_factory=Files)
@@ -94,7 +93,11 @@ class LocalRun:
         self._stopping = False
         self._deletes = True
         run_name = f"local-{secrets.token_hex(4)}"
-        self._execution = Execution(job.output_prefix, run_name=run_name)
+        self._folder: Path | None = None
+        if not job.output_prefix:
+            self._folder = Path(tempfile.mkdtemp(prefix="connector-service-run-"))
+        prefix = self._folder.as_uri() if self._folder else job.output_prefix
+        self._execution = Execution(prefix, run_name=run_name)
 
     # --- blocking ------------------------------------------------------------------------------
 
@@ -162,15 +165,18 @@ class LocalRun:
         with self._display:
             async with self._backend:
                 resource = await self._to_its_end()
-            if resource.phase != TaskExecution.SUCCEEDED:
-                raise self._failed(resource, resource.message)
-            return await self._outputs(resource)
+            try:
+                if resource.phase != TaskExecution.SUCCEEDED:
+                    raise self._failed(resource, resource.message)
+                return await self._outputs(resource)
+            finally:
+                self._remove_if_empty()
 
     async def _to_its_end(self) -> Resource:
         is_sync = self.job.is_sync
         served_sync = await self._backend.is_sync(self.job.template)
         task = await self._prepare()
-        request = task, self.job.inputs, self.job.output_prefix, self._metadata()
+        request = task, self.job.inputs, self._execution.output_prefix, self._metadata()
         if served_sync if is_sync is None else is_sync:
             return await self._do(*request)
         meta = await self._create(*request)
@@ -230,7 +236,7 @@ class LocalRun:
         pause, blips = min(_FIRST_POLL, self._poll), 0
         while True:
             try:
-                resource = await self._backend.get(task, meta, self.job.output_prefix)
+                resource = await self._backend.get(task, meta, self._execution.output_prefix)
             except Exception as error:
                 blips += 1
                 if blips > _BLIPS or not _may_pass(error):
@@ -284,6 +290,12 @@ class LocalRun:
         if missing := sorted(declared.keys() - outputs.literals.keys()):
             raise self._failed(resource, f"its outputs lack {', '.join(missing)}")
         return outputs
+
+    def _remove_if_empty(self) -> None:
+        """Leave no folder behind that the job did not use; into one that it did, outputs point."""
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
 
     async def _write(self, uri: str, data: bytes) -> None:
         await asyncio.to_thread(self.job.storage.write, uri, data)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import datetime as dt
 import signal
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,21 @@ def test_an_async_job_runs_to_its_outputs(kind: type, bases: tuple[type, ...]) -
     task = task_class(*bases, connectors=[connector])("sum", kind.task_type, **NUMBERS)
     assert task(a=2, b=40) == 42
     assert "delete" not in connector.calls
+
+
+def test_a_folder_stays_only_when_the_job_used_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand runs leave no thousand empty folders; what outputs point into is kept."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = task_class(connectors=[Recorder(), Ends(), Writer()])
+    made("sum", "recorder", **NUMBERS)(a=2, b=40)
+    with pytest.raises(JobFailedError):
+        made("t", "ends", custom={"phase": "FAILED"})()
+    assert list(tmp_path.iterdir()) == []
+    made("sum", "writer", **NUMBERS)(a=2, b=40)
+    [folder] = tmp_path.iterdir()
+    assert (folder / "outputs.pb").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
