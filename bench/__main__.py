@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import environments, report
+from bench.batches import batches
 from bench.capacity import capacity
 from bench.cases import CASES
 from bench.cores import cores
@@ -114,6 +115,10 @@ def _cores(arguments: argparse.Namespace) -> int:
     return _keep("cores", cores(arguments.workers, arguments.turns, _say), arguments.out)
 
 
+def _batches(arguments: argparse.Namespace) -> int:
+    return _keep("batches", batches(arguments.jobs, arguments.turns, _say), arguments.out)
+
+
 def _endurance(arguments: argparse.Namespace) -> int:
     found = endurance(arguments.minutes, arguments.share, _say, rate=arguments.rate)
     _keep("endurance", found, arguments.out)
@@ -200,31 +205,37 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seconds", type=float, default=2.0)
     one.set_defaults(run=_capacity)
 
-    one = commands.add_parser("scale", help="calls in flight and jobs known: memory, and p99")
+    one = _kept(commands, "scale", _scale, "calls in flight and jobs known: memory, and p99")
     one.add_argument("--calls", type=_at_least(1), default=10_000)
     one.add_argument("--jobs", type=_at_least(1), default=500_000)
-    one.add_argument("--out", type=Path, default=_RESULTS)
-    one.set_defaults(run=_scale)
 
-    one = commands.add_parser("growth", help="cost by payload, calls in flight, jobs, connectors")
+    one = _kept(commands, "growth", _growth, "cost by payload, calls in flight, jobs, connectors")
     one.add_argument("--jobs", type=_at_least(1), default=500_000)
-    one.add_argument("--out", type=Path, default=_RESULTS)
-    one.set_defaults(run=_growth)
 
-    one = commands.add_parser("cores", help="one worker and several, of a host and of the service")
+    one = _kept(commands, "cores", _cores, "one worker and several, of a host and of the service")
     one.add_argument("--workers", type=_at_least(2), default=2)
     one.add_argument("--turns", type=_at_least(1), default=5)
-    one.add_argument("--out", type=Path, default=_RESULTS)
-    one.set_defaults(run=_cores)
 
-    one = commands.add_parser("endurance", help="minutes of mixed load, and what grows meanwhile")
+    one = _kept(commands, "batches", _batches, "polls with get_many and without: backend calls")
+    one.add_argument("--jobs", type=_at_least(1), default=1_000)
+    one.add_argument("--turns", type=_at_least(1), default=10)
+
+    one = _kept(commands, "endurance", _endurance, "minutes of mixed load, and what grows")
     one.add_argument("--minutes", type=float, default=10.0)
     one.add_argument("--share", type=float, default=0.7, help="of capacity")
     one.add_argument("--rate", type=float, default=0.0, help="calls per second instead")
-    one.add_argument("--out", type=Path, default=_RESULTS)
-    one.set_defaults(run=_endurance)
 
     return parser
+
+
+def _kept(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    """Add a command whose figures are kept in a folder."""
+    one: argparse.ArgumentParser = commands.add_parser(name, help=text)
+    one.add_argument("--out", type=Path, default=_RESULTS, help="folder of the results")
+    one.set_defaults(run=run)
+    return one
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from bench.peers import Peer, Running
 
-__all__ = ["GET", "TAILS", "alone", "scale", "serving"]
+__all__ = ["GET", "TAILS", "alone", "poll", "scale", "serving"]
 
 GET = "/flyteidl.service.AsyncAgentService/GetTask"
 # What must not feel the load of others.
@@ -43,6 +43,7 @@ TAILS = {
     ),
 }
 _SETTINGS = Path(__file__).parent / "scale.toml"
+_HELD = "v1_held"
 _ROUNDS = 3
 _PATIENCE = 25.0  # seconds until all calls are in flight
 
@@ -98,6 +99,21 @@ def tails(port: int, seconds: float) -> dict[str, float]:
     return found
 
 
+def poll(port: int, task_type: str, job: str) -> str:
+    """Poll one job, on a connection of its own, and return the message that comes with its phase.
+
+    Raises:
+        bench.load.LoadError: The call failed.
+    """
+    request = agent_pb2.GetTaskRequest(
+        resource_meta=json.dumps({"job": job}).encode(),
+        task_category=agent_pb2.TaskCategory(name=task_type),
+    )
+    answer = ask(port, GET, request.SerializeToString())
+    message: str = agent_pb2.GetTaskResponse.FromString(answer).resource.message
+    return message
+
+
 # --- calls in flight ---------------------------------------------------------------------------
 
 
@@ -107,11 +123,11 @@ def _held(calls: int) -> dict[str, Any]:
         alone(tails, server.port, 0.5)
         idle = alone(tails, server.port, 2.0)
         before, _ = resident(server.pid)
-        with _loaded(server, "v1_held", calls, calls=calls):
+        with _loaded(server, _HELD, calls, calls=calls):
             _until(lambda: _held_by(server) == calls)
             during, _ = resident(server.pid)
             held = alone(tails, server.port, 2.0)
-            _poll(server, GO)
+            poll(server.port, _HELD, GO)
         alone(tails, server.port, 4.0)  # protobuf trims the heap every so many messages
         after, _ = resident(server.pid)
     return {
@@ -164,18 +180,8 @@ def _loaded(server: Running, task_type: str, in_flight: int, **run_for: Any) -> 
         raise failures[0]
 
 
-def _poll(server: Running, job: str) -> str:
-    request = agent_pb2.GetTaskRequest(
-        resource_meta=json.dumps({"job": job}).encode(),
-        task_category=agent_pb2.TaskCategory(name="v1_held"),
-    )
-    answer = ask(server.port, GET, request.SerializeToString())
-    message: str = agent_pb2.GetTaskResponse.FromString(answer).resource.message
-    return message
-
-
 def _held_by(server: Running) -> int:
-    return int(_poll(server, COUNT))
+    return int(poll(server.port, _HELD, COUNT))
 
 
 def _until(condition: Callable[[], bool]) -> None:
