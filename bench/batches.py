@@ -59,10 +59,17 @@ def batches(jobs: int, turns: int, say: Callable[[str], None]) -> dict[str, Any]
 
 
 def _counted(port: int, task_type: str, in_flight: int, jobs: int) -> dict[str, Any]:
-    before = int(poll(port, task_type, "count"))
+    before = _asked(port, task_type)
     sample = _run(port, task_type, in_flight, jobs)
-    asked = int(poll(port, task_type, "count")) - before - 1  # of which the last poll is one
-    return {"backend calls": asked, "seconds": sample.seconds}
+    return {
+        "backend calls": _asked(port, task_type) - before - 1,
+        "seconds": sample.seconds,
+    }
+
+
+def _asked(port: int, task_type: str) -> int:
+    """Return how often the backend was asked; this time counts, too."""
+    return int(poll(port, task_type, "one more"))
 
 
 def _alone(port: int, takes: int, calls: int, turns: int) -> dict[str, float]:
