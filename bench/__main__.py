@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,16 @@ def _at_least(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text} is no whole number of at least {least}.")
         return int(text)
 
+    return number
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0.")
     return number
 
 
@@ -116,7 +127,7 @@ def _cores(arguments: argparse.Namespace) -> int:
 
 
 def _batches(arguments: argparse.Namespace) -> int:
-    return _keep("batches", batches(arguments.jobs, arguments.turns, _say), arguments.out)
+    return _keep("batches", batches(arguments.turns, _say), arguments.out)
 
 
 def _endurance(arguments: argparse.Namespace) -> int:
@@ -185,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--server", type=_peers, default=["ours", "floor"], help="ours,floor,...")
     one.add_argument("--case", choices=CASES, default="get-1")
-    one.add_argument("--seconds", type=float, default=5.0, help="of each server")
+    one.add_argument("--seconds", type=_positive, default=5.0, help="of each server")
     one.add_argument("--in-flight", type=_at_least(1), default=16)
     one.set_defaults(run=_quick_get)
 
@@ -198,11 +209,11 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("releases", help="the floor on releases of grpcio, in turns")
     one.add_argument("release", nargs="+", help="1.75.1, 1.80.0, ...; the last is the base")
     one.add_argument("--case", choices=CASES, default="get-1")
-    one.add_argument("--seconds", type=float, default=10.0, help="of each release")
+    one.add_argument("--seconds", type=_positive, default=10.0, help="of each release")
     one.set_defaults(run=_releases)
 
     one = commands.add_parser("capacity", help="what the client reaches on a native server")
-    one.add_argument("--seconds", type=float, default=2.0)
+    one.add_argument("--seconds", type=_positive, default=2.0)
     one.set_defaults(run=_capacity)
 
     one = _kept(commands, "scale", _scale, "calls in flight and jobs known: memory, and p99")
@@ -217,13 +228,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--turns", type=_at_least(1), default=5)
 
     one = _kept(commands, "batches", _batches, "polls with get_many and without: backend calls")
-    one.add_argument("--jobs", type=_at_least(1), default=1_000)
     one.add_argument("--turns", type=_at_least(1), default=10)
 
     one = _kept(commands, "endurance", _endurance, "minutes of mixed load, and what grows")
-    one.add_argument("--minutes", type=float, default=10.0)
-    one.add_argument("--share", type=float, default=0.7, help="of capacity")
-    one.add_argument("--rate", type=float, default=0.0, help="calls per second instead")
+    one.add_argument("--minutes", type=_positive, default=10.0)
+    one.add_argument("--share", type=_positive, default=0.7, help="of capacity")
+    one.add_argument("--rate", type=_positive, default=0.0, help="calls per second instead")
 
     return parser
 

@@ -28,13 +28,14 @@ __all__ = ["batches"]
 
 _SETTINGS = Path(__file__).parent / "batches.toml"
 _KINDS = {"get": ONE, "get_many": MANY}
+_JOBS = 1_000
 _POLLERS = 10  # Flyte 1's client has as many, by default
 _ALONE = {0: 400, 10: 100}  # ms that the backend takes, polls in a turn of who is alone
 _numbers = itertools.count(0, 1_000_000)  # no two turns ask for the same jobs
 
 
-def batches(jobs: int, turns: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Poll so many jobs, all at once and by ten pollers; then one at a time, in ``turns``.
+def batches(turns: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Poll 1,000 jobs, all at once and by ten pollers; then one at a time, in ``turns``.
 
     Raises:
         bench.load.LoadError: A call failed.
@@ -42,14 +43,14 @@ def batches(jobs: int, turns: int, say: Callable[[str], None]) -> dict[str, Any]
     peer = ours("--module=bench.connectors_batches", f"--config={_SETTINGS}")
     with peer.serve(settle=1.0) as server, on_core(CLIENT_CORE):
         for prefix in _KINDS.values():  # the first calls cost more than those that follow
-            _run(server.port, f"{prefix}_0", 16, 1_000)
+            _run(server.port, f"{prefix}_0", 16, _JOBS)
         found: dict[str, Any] = {"jobs": []}
         for takes in filter(None, TAKES):
-            for who, in_flight in (("all at once", jobs), (f"{_POLLERS} pollers", _POLLERS)):
-                say(f"{jobs} jobs, a backend of {takes} ms, {who}")
-                row: dict[str, Any] = {"backend, ms": takes, "jobs": jobs, "polled": who}
+            for who, in_flight in (("all at once", _JOBS), (f"{_POLLERS} pollers", _POLLERS)):
+                say(f"{_JOBS} jobs, a backend of {takes} ms, {who}")
+                row: dict[str, Any] = {"backend, ms": takes, "polled": who}
                 for kind, prefix in _KINDS.items():
-                    row[kind] = _counted(server.port, f"{prefix}_{takes}", in_flight, jobs)
+                    row[kind] = _counted(server.port, f"{prefix}_{takes}", in_flight)
                 found["jobs"].append(row)
         found["alone"] = []
         for takes, calls in _ALONE.items():
@@ -58,9 +59,9 @@ def batches(jobs: int, turns: int, say: Callable[[str], None]) -> dict[str, Any]
     return found
 
 
-def _counted(port: int, task_type: str, in_flight: int, jobs: int) -> dict[str, Any]:
+def _counted(port: int, task_type: str, in_flight: int) -> dict[str, Any]:
     before = _asked(port, task_type)
-    sample = _run(port, task_type, in_flight, jobs)
+    sample = _run(port, task_type, in_flight, _JOBS)
     return {
         "backend calls": _asked(port, task_type) - before - 1,
         "seconds": sample.seconds,
