@@ -142,7 +142,7 @@ def runs(pid: int) -> bool:
     """Tell whether a process runs; a zombie does not."""
     try:
         state = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except OSError:  # it may end while it is read
         return False
     return state not in ("Z", "X")
 

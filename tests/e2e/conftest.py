@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from daemon import COMMAND, Daemon, Serve
+from e2e.workers import MODULE
 
 
 @pytest.fixture
@@ -51,3 +53,20 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             with contextlib.suppress(OSError):
                 if pipe is not None:
                     pipe.close()
+
+
+@pytest.fixture
+def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Keep what killed supervisors leave in one folder, whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="cs-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
+@pytest.fixture
+def modules(tmp_path: Path) -> Path:
+    """Write the connectors that tests of workers share where a service finds them."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "workers_module.py").write_text(MODULE)
+    return folder

@@ -1,114 +1,43 @@
-"""Forwarding over real ports: every crossing, what a peer may answer, and what it means."""
+"""Forwarding over real ports: every crossing, and what a peer may answer."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
 from flyte_clients import SHAPES, Meta, make_connector
 from flyteidl.admin import agent_pb2
-from flyteidl.core import interface_pb2, literals_pb2, tasks_pb2
+from flyteidl.core import literals_pb2
 from flyteidl2.connector import connector_pb2
-from flyteidl2.core import tasks_pb2 as tasks2_pb2
 from flyteidl2.task import common_pb2
 from grpc import StatusCode
+from hosts.forwards import (
+    BARE,
+    CATEGORY,
+    FLYTES,
+    INPUTS,
+    MESSAGES,
+    Makes,
+    ask,
+    call,
+    fails,
+    resource_of,
+)
 from peers import JOBS, SYNC, answering, peer, refusing
 
-from connector_service import Phase, Resource, SyncConnectorBase, to_literal_map
-from connector_service.codec import to_literal_type
-from connector_service.config import ConnectorSection
-from connector_service.errors import (
-    ConnectorServiceError,
-    DeadlineError,
-    GoneError,
-    InvalidMetaError,
-    InvalidRequestError,
-    TransientError,
-    UnsupportedOperationError,
-    WrongKindError,
-)
-from connector_service.hosts.channels import CHILD_OPTIONS
-from connector_service.hosts.forward import IDEMPOTENCY_KEY, Forwarder
-from connector_service.hosts.statuses import CHILD, ERROR_KEY, REMOTE, PeerError
+from connector_service import Phase, Resource, SyncConnectorBase
+from connector_service.errors import ConnectorServiceError
+from connector_service.hosts.forward import IDEMPOTENCY_KEY
+from connector_service.hosts.statuses import ERROR_KEY, REMOTE, PeerError
 from connector_service.runtime.call import Call
 from connector_service.runtime.faults import Fault, judge
-from connector_service.runtime.retry import retried
 from connector_service.sdk.method import Operation
-from connector_service.sdk.resource import TaskCategory
 from connector_service.sdk.secrets import redact
 from connector_service.testing import serve
-from connector_service.wire.status import classify
-
-FLYTES = ("flyteidl", "flyteidl2")
-MESSAGES: dict[str, Any] = {"flyteidl": agent_pb2, "flyteidl2": connector_pb2}
-CATEGORY = TaskCategory("crossed")
-BARE = ConnectorSection(guarantees=False)
-DECLARED = interface_pb2.VariableMap(
-    variables={"n": interface_pb2.Variable(type=to_literal_type(int))}
-)
-INPUTS = to_literal_map({"n": 3}, DECLARED.variables)
-READINGS = {"child": CHILD, "remote": REMOTE}
-
-Makes = Callable[..., Forwarder]
-
-
-@pytest.fixture
-async def forward() -> AsyncIterator[Makes]:
-    """Make a forwarder to an endpoint, for a peer that takes the protocols given."""
-    async with contextlib.AsyncExitStack() as stack:
-
-        def make(endpoint: str, *protocols: str, **more: Any) -> Forwarder:
-            channel = grpc.aio.insecure_channel(endpoint, options=CHILD_OPTIONS)
-            stack.push_async_callback(channel.close)
-            taken = protocols or FLYTES
-            forwarder = Forwarder(channel, name="h", protocols_of=lambda _: taken, **more)
-            forwarder.channel = channel  # type: ignore[attr-defined]
-            return forwarder
-
-        yield make
-
-
-def call(
-    operation: Operation, protocol: str = "flyteidl", seconds: float = 20, **more: Any
-) -> Call:
-    """Make a call as the wire makes it, of a request with something in every field."""
-    messages = MESSAGES[protocol]
-    deadline = time.monotonic() + seconds
-    if operation in (Operation.CREATE, Operation.DO):
-        request = messages.CreateTaskRequest(output_prefix="mem://out")
-        kind = tasks_pb2.TaskTemplate if protocol == "flyteidl" else tasks2_pb2.TaskTemplate
-        template = tasks_pb2.TaskTemplate(
-            type="crossed", interface=interface_pb2.TypedInterface(inputs=DECLARED)
-        )
-        request.template.CopyFrom(kind.FromString(template.SerializeToString()))
-        request.task_execution_metadata.namespace = "flyte"
-        more.setdefault("inputs_data", INPUTS.SerializeToString())
-        return Call(protocol, operation, CATEGORY, request, deadline=deadline, **more)
-    name = {
-        Operation.GET: "GetTaskRequest",
-        Operation.DELETE: "DeleteTaskRequest",
-        Operation.GET_METRICS: "GetTaskMetricsRequest",
-        Operation.GET_LOGS: "GetTaskLogsRequest",
-    }[operation]
-    request = getattr(messages, name)(
-        resource_meta=b'{"job": "7"}', task_category=messages.TaskCategory(name="crossed")
-    )
-    return Call(protocol, operation, CATEGORY, request, deadline=deadline, **more)
-
-
-async def fails(awaitable: Any, kind: type[BaseException] = Exception) -> Any:
-    with pytest.raises(kind) as caught:
-        await awaitable
-    return caught.value
-
 
 # --- crossings ---------------------------------------------------------------------------------
 
@@ -259,13 +188,6 @@ async def test_secrets_of_a_connection_are_masked_before_they_leave(
 # --- replies -----------------------------------------------------------------------------------
 
 
-def resource_of(protocol: str, extra: bytes = b"") -> bytes:
-    """Write a GetTaskResponse whose resource has fields that we do not know."""
-    inner = MESSAGES[protocol].Resource(phase=2, message="m").SerializeToString() + extra
-    response: bytes = b"\x0a" + bytes((len(inner),)) + inner
-    return response
-
-
 @pytest.mark.parametrize("spoken", FLYTES)
 @pytest.mark.parametrize("protocol", FLYTES)
 async def test_fields_of_a_newer_peer_pass_in_its_own_protocol_alone(
@@ -378,302 +300,3 @@ async def test_a_sync_peer_that_never_ends_its_stream_is_left(
         resource = await forward(other.endpoint).run(call(Operation.DO))
         assert resource.phase == 4
         await asyncio.wait_for(left.wait(), 10)
-
-
-# --- time, leaving, back-pressure --------------------------------------------------------------
-
-
-class Hanging:
-    """A peer's method that never answers and tells what becomes of it."""
-
-    def __init__(self) -> None:
-        self.begun = asyncio.Event()
-        self.left = asyncio.Event()
-        self.seconds: float | None = None
-
-    async def answer(self, _request: bytes, context: Any) -> bytes:
-        self.seconds = context.time_remaining()
-        self.begun.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self.left.set()
-        raise AssertionError
-
-    async def stream(self, _request: Any, context: Any) -> AsyncIterator[bytes]:
-        yield await self.answer(b"", context)
-
-
-def hanging(operation: Operation) -> tuple[Hanging, dict[str, Any]]:
-    method = Hanging()
-    path = {
-        Operation.GET: f"{JOBS['flyteidl']}/GetTask",
-        Operation.GET_LOGS: f"{JOBS['flyteidl']}/GetTaskLogs",
-        Operation.DO: SYNC,
-    }[operation]
-    return method, {path: method.answer if operation is Operation.GET else method.stream}
-
-
-async def ask(forwarder: Forwarder, asked: Call) -> Any:
-    async def send(message: Any) -> None:
-        raise AssertionError(message)
-
-    if asked.operation is Operation.GET_LOGS:
-        return await forwarder.stream(asked, send)
-    return await forwarder.run(asked)
-
-
-KINDS = (Operation.GET, Operation.DO, Operation.GET_LOGS)
-
-
-@pytest.mark.parametrize("operation", KINDS)
-async def test_the_deadline_goes_with_the_call_and_ends_it(
-    forward: Makes, operation: Operation
-) -> None:
-    """The peer knows the caller's deadline, and a call that outlives it is a DeadlineError."""
-    method, answers = hanging(operation)
-    async with peer(answers) as other:
-        asked = call(operation, seconds=0.6)
-        await fails(ask(forward(other.endpoint), asked), DeadlineError)
-        assert method.seconds is not None
-        assert 0 < method.seconds <= 0.61  # on the wire gRPC rounds it up
-        late = await fails(ask(forward(other.endpoint), call(operation, seconds=-1)), DeadlineError)
-    assert "before the call began" in str(late)
-
-
-@pytest.mark.parametrize("operation", KINDS)
-async def test_a_caller_who_leaves_takes_the_call_with_it(
-    forward: Makes, operation: Operation
-) -> None:
-    """Cancelling our task cancels the RPC: the peer's handler is cancelled too."""
-    method, answers = hanging(operation)
-    async with peer(answers) as other:
-        task = asyncio.create_task(ask(forward(other.endpoint), call(operation)))
-        await asyncio.wait_for(method.begun.wait(), 10)
-        task.cancel()
-        await fails(task, asyncio.CancelledError)
-        await asyncio.wait_for(method.left.wait(), 10)
-
-
-@pytest.mark.parametrize("operation", KINDS)
-async def test_a_channel_closed_under_a_call_is_no_cancellation(
-    forward: Makes, operation: Operation
-) -> None:
-    """A closed channel is reported as CancelledError, and must not read as a caller who left."""
-    method, answers = hanging(operation)
-    async with peer(answers) as other:
-        forwarder: Any = forward(other.endpoint)
-        task = asyncio.create_task(ask(forwarder, call(operation)))
-        await asyncio.wait_for(method.begun.wait(), 10)
-        await forwarder.channel.close()
-        error = await fails(task, TransientError)
-        assert "'h' was closed during the call" in str(error)
-        await fails(ask(forwarder, call(operation)), TransientError)
-
-
-@pytest.mark.parametrize("operation", KINDS)
-async def test_a_peer_that_dies_under_a_call_is_transient(
-    forward: Makes, operation: Operation
-) -> None:
-    """A connection that ends in the middle is worth another try, and names the host."""
-    method, answers = hanging(operation)
-    async with peer(answers) as other:
-        task = asyncio.create_task(ask(forward(other.endpoint), call(operation)))
-        await asyncio.wait_for(method.begun.wait(), 10)
-        await other.server.stop(None)
-        error = await fails(task, TransientError)
-    assert "'h'" in str(error)
-
-
-async def test_a_call_to_a_peer_that_is_down_fails_at_once_and_is_tried_again(
-    forward: Makes,
-) -> None:
-    """Nothing waits for a channel: the policies' own tries find the peer when it is back."""
-    answers = {f"{JOBS['flyteidl']}/GetTask": answering(resource_of("flyteidl"))}
-    async with peer(answers) as other:
-        port = other.port
-    forwarder = forward(f"127.0.0.1:{port}")
-    asked = call(Operation.GET)
-    async with asyncio.timeout(5):
-        assert judge(await fails(forwarder.run(asked))).fault is Fault.TRANSIENT
-    failed = asyncio.Event()
-    task = asyncio.create_task(
-        retried(lambda: forwarder.run(asked), asked.deadline, on_retry=lambda *_: failed.set())
-    )
-    await asyncio.wait_for(failed.wait(), 10)
-    async with peer(answers, port=port):
-        assert (await task).message == "m"
-
-
-async def test_a_slow_reader_holds_the_peer_back(forward: Makes) -> None:
-    """A message is read when the one before it was taken: a log never piles up in this process."""
-    written = 0
-    stalled = asyncio.Event()
-
-    async def endless(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
-        nonlocal written
-        while True:
-            written += 1
-            if written > 2_000:
-                return
-            stalled.clear()
-            asyncio.get_running_loop().call_later(0.5, stalled.set)
-            yield agent_pb2.GetTaskLogsResponse(
-                body=agent_pb2.GetTaskLogsResponseBody(results=["x" * 100_000])
-            ).SerializeToString()
-
-    taken, first = [], asyncio.Event()
-
-    async def send(message: Any) -> None:
-        taken.append(len(message.body.results[0]))
-        first.set()
-        await asyncio.Event().wait()
-
-    async with peer({f"{JOBS['flyteidl']}/GetTaskLogs": endless}) as other:
-        task = asyncio.create_task(forward(other.endpoint).stream(call(Operation.GET_LOGS), send))
-        await asyncio.wait_for(first.wait(), 10)
-        await asyncio.wait_for(stalled.wait(), 20)
-        assert taken == [100_000]
-        assert written < 200  # what the connection's own windows hold
-        task.cancel()
-        await fails(task, asyncio.CancelledError)
-
-
-async def test_a_reader_that_fails_ends_the_stream(forward: Makes) -> None:
-    """Whatever ``send`` raises comes out as it is, and the peer is told to stop."""
-    left = asyncio.Event()
-
-    async def logs(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
-        try:
-            yield b""
-            await asyncio.Event().wait()
-        finally:
-            left.set()
-
-    async def send(_message: Any) -> None:
-        raise GoneError("The reader has gone.")
-
-    async with peer({f"{JOBS['flyteidl']}/GetTaskLogs": logs}) as other:
-        await fails(forward(other.endpoint).stream(call(Operation.GET_LOGS), send), GoneError)
-        await asyncio.wait_for(left.wait(), 10)
-
-
-# --- statuses ----------------------------------------------------------------------------------
-
-SECRET = "Traceback (most recent call last): password=hunter2secret"
-GET, LOGS, CREATE = Operation.GET, Operation.GET_METRICS, Operation.CREATE
-# flavour, operation, the peer's status -> what it is here, and how it is judged.
-STATUSES: list[tuple[str, Operation, StatusCode, type[Exception], Fault]] = [
-    *(
-        (flavour, operation, code, kind, fault)
-        for flavour in READINGS
-        for operation in (GET, CREATE)
-        for code, kind, fault in (
-            (StatusCode.UNAVAILABLE, TransientError, Fault.TRANSIENT),
-            (StatusCode.NOT_FOUND, TransientError, Fault.TRANSIENT),
-            (StatusCode.CANCELLED, TransientError, Fault.TRANSIENT),
-            (StatusCode.DEADLINE_EXCEEDED, PeerError, Fault.TRANSIENT),
-            (StatusCode.RESOURCE_EXHAUSTED, PeerError, Fault.TRANSIENT),
-            (StatusCode.INTERNAL, PeerError, Fault.TROUBLED),
-            (StatusCode.UNKNOWN, PeerError, Fault.TROUBLED),
-            (StatusCode.PERMISSION_DENIED, PeerError, Fault.TROUBLED),
-        )
-    ),
-    ("child", GET, StatusCode.INVALID_ARGUMENT, InvalidMetaError, Fault.REFUSED),
-    ("child", CREATE, StatusCode.INVALID_ARGUMENT, InvalidRequestError, Fault.REFUSED),
-    ("child", GET, StatusCode.FAILED_PRECONDITION, WrongKindError, Fault.REFUSED),
-    ("child", LOGS, StatusCode.UNIMPLEMENTED, UnsupportedOperationError, Fault.REFUSED),
-    ("child", GET, StatusCode.UNAUTHENTICATED, TransientError, Fault.TRANSIENT),
-    ("remote", GET, StatusCode.INVALID_ARGUMENT, PeerError, Fault.BUG),
-    ("remote", GET, StatusCode.UNAUTHENTICATED, PeerError, Fault.TROUBLED),
-    ("remote", LOGS, StatusCode.UNIMPLEMENTED, UnsupportedOperationError, Fault.REFUSED),
-    ("remote", GET, StatusCode.UNIMPLEMENTED, TransientError, Fault.TRANSIENT),
-]
-METHODS = {GET: "GetTask", LOGS: "GetTaskMetrics", CREATE: "CreateTask"}
-
-
-@pytest.mark.parametrize(("flavour", "operation", "code", "kind", "fault"), STATUSES)
-async def test_a_status_means_what_its_table_says(
-    forward: Makes,
-    flavour: str,
-    operation: Operation,
-    code: StatusCode,
-    kind: type[Exception],
-    fault: Fault,
-) -> None:
-    """Each status becomes one exception, judged so; what a stranger wrote goes to the log alone."""
-    answers = {f"{JOBS['flyteidl']}/{METHODS[operation]}": refusing(code, SECRET)}
-    async with peer(answers) as other:
-        forwarder = forward(other.endpoint, readings=READINGS[flavour])
-        asked = call(operation)
-        error = await fails(forwarder.run(asked))
-    assert type(error) is kind
-    assert judge(error).fault is fault
-    told = classify(error, asked).details
-    assert "hunter2secret" not in told
-    assert flavour == "child" or "Traceback" not in told
-    logged = f"{error} {getattr(error, '__notes__', '')}"
-    assert "Traceback" in redact(logged)
-
-
-async def test_what_a_child_s_connector_raised_is_raised_here(forward: Makes) -> None:
-    """A child's description becomes the exception, on every kind of call; a remote's does not."""
-    facts = json.dumps(
-        {
-            "mro": ["connector_service.errors.TransientError", "builtins.Exception"],
-            "text": "busy",
-            "attrs": {"retry_after": 4, "code": "Busy", "origin": "system"},
-        }
-    ).encode()
-    refuse = refusing(StatusCode.UNKNOWN, "TransientError", (ERROR_KEY, facts))
-
-    async def stream(request: Any, context: Any) -> AsyncIterator[bytes]:
-        yield await refuse(request, context)
-
-    service = JOBS["flyteidl"]
-    answers = {f"{service}/GetTask": refuse, f"{service}/GetTaskLogs": stream, SYNC: stream}
-    async with peer(answers) as other:
-        for operation in KINDS:
-            error = await fails(ask(forward(other.endpoint), call(operation)), TransientError)
-            assert (str(error), error.retry_after, error.code) == ("busy", 4, "Busy")
-            forwarder = forward(other.endpoint, readings=REMOTE)
-            await fails(ask(forwarder, call(operation)), PeerError)
-
-
-async def test_the_largest_description_passes(forward: Makes) -> None:
-    """6,000 bytes of a description arrive whole, and a long traceback in details as well."""
-    facts = json.dumps({"mro": ["a.B", "builtins.Exception"], "text": "x" * 5_900}).encode()
-    refuse = refusing(StatusCode.UNKNOWN, "y" * 40_000, (ERROR_KEY, facts))
-    async with peer({f"{JOBS['flyteidl']}/GetTask": refuse}) as other:
-        error = await fails(forward(other.endpoint).run(call(GET)))
-        assert (type(error).__name__, len(str(error))) == ("B", 5_900)
-        error = await fails(forward(other.endpoint, readings=REMOTE).run(call(GET)), PeerError)
-        assert error.code() is StatusCode.UNKNOWN
-
-
-async def test_a_peer_s_wish_to_be_left_alone_is_kept(forward: Makes) -> None:
-    """What a busy service of ours says in its metadata is when the call is tried again."""
-    refuse = refusing(StatusCode.UNAVAILABLE, "busy", ("grpc-retry-pushback-ms", "2500"))
-    async with peer({f"{JOBS['flyteidl']}/GetTask": refuse}) as other:
-        error = await fails(forward(other.endpoint, readings=REMOTE).run(call(GET)))
-    assert judge(error).retry_after == 2.5
-
-
-async def test_a_request_too_large_for_the_peer_is_not_tried_again(forward: Makes) -> None:
-    """A service with gRPC's 4 MiB refuses a larger create for good: the caller is told so."""
-    server = grpc.aio.server()
-    port = server.add_insecure_port("127.0.0.1:0")
-
-    class Handlers(grpc.GenericRpcHandler):
-        def service(self, _details: Any) -> Any:
-            return grpc.unary_unary_rpc_method_handler(answering(b""))
-
-    server.add_generic_rpc_handlers((Handlers(),))
-    await server.start()
-    asked = call(CREATE, inputs_data=b"\x0a" * 5_000_000)
-    try:
-        error = await fails(forward(f"127.0.0.1:{port}", readings=REMOTE).run(asked))
-    finally:
-        await server.stop(None)
-    assert isinstance(error, InvalidRequestError)
-    assert "raise its limit" in str(error)
